@@ -1,0 +1,1 @@
+"""The engines: one folder each, and the only code that sees a foreign storage error."""

@@ -1,0 +1,83 @@
+"""Naming rules and merge units, the same on every engine (they are lakeFS's rules, plus our reserved words)."""
+
+import re
+from collections.abc import Mapping
+
+from lake.errors import InvalidName
+
+_BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# A tag follows git's rules for a reference; `lock.cand-a` must pass, `a.lock` must not.
+_TAG = re.compile(r"(?!.*(\.\.|@\{|\.lock(/|$)))[^\s/~^:?*\[\\\x00-\x1f\x7f.$@-][^\s/~^:?*\[\\\x00-\x1f\x7f$@]*(?<!\.)")
+_COMMIT = re.compile(r"[0-9a-f]{64}")
+RESERVED_PREFIXES = ("cand-", "session-", "lock.")
+UNIT_ROOTS = ("tables", "volumes", "meshes", "skeletons")
+MAX_KEY_BYTES = 1024
+
+
+def check_branch(name: str) -> str:
+    """Return `name`, or raise `InvalidName`: letters, digits, `_`, `-`, not starting with `-`."""
+    if not _BRANCH.fullmatch(name):
+        raise InvalidName(f"branch name {name!r} is not valid", fix="use letters, digits, '_' and '-'")
+    return name
+
+
+def check_tag(name: str) -> str:
+    """Return `name`, or raise `InvalidName`: git's rules for a reference, without slashes."""
+    if not _TAG.fullmatch(name):
+        raise InvalidName(f"tag name {name!r} is not valid", fix="use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def check_release(name: str) -> str:
+    """Return `name`, or raise `InvalidName` if it cannot name a release (reserved prefixes included)."""
+    if not _RELEASE.fullmatch(name) or name.startswith(RESERVED_PREFIXES) or name in {"main", "archive", "ops"}:
+        raise InvalidName(
+            f"release name {name!r} is not valid",
+            fix="use letters, digits, '_' and '-'; not main, archive, ops, nor cand-, session-, lock. in front",
+        )
+    return name
+
+
+def check_key(key: str) -> str:
+    """Return `key`, or raise `InvalidName`: 1 to 1024 bytes of UTF-8, anything else goes."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidName(f"key {key!r} is not valid UTF-8", fix="encode the key as UTF-8") from error
+    if not 1 <= size <= MAX_KEY_BYTES:
+        raise InvalidName(f"key {key[:60]!r} has {size} bytes", fix=f"use 1 to {MAX_KEY_BYTES} bytes")
+    return key
+
+
+def is_commit_id(text: str) -> bool:
+    """Tell whether `text` has the form of a full commit id (64 hexadecimal digits)."""
+    return _COMMIT.fullmatch(text) is not None
+
+
+def unit_of(key: str) -> str | None:
+    """Name the merge unit that holds `key` (`tables/synapses/`), or None for a key outside units."""
+    parts = key.split("/", 2)
+    if len(parts) == 3 and parts[0] in UNIT_ROOTS and parts[1]:
+        return f"{parts[0]}/{parts[1]}/"
+    return None
+
+
+def contested_units(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    """Name the units that both sides changed, to different content.
+
+    Parameters
+    ----------
+    ours, theirs : mapping of key to identity
+        What each side changed since the base; None stands for a removal.
+    """
+    by_side: list[dict[str, dict[str, object]]] = []
+    for changes in (ours, theirs):
+        units: dict[str, dict[str, object]] = {}
+        for key, identity in changes.items():
+            unit = unit_of(key)
+            if unit is not None:
+                units.setdefault(unit, {})[key] = identity
+        by_side.append(units)
+    left, right = by_side
+    return sorted(unit for unit in left.keys() & right.keys() if left[unit] != right[unit])

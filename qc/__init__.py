@@ -1,0 +1,1 @@
+"""Measures the data: is it good, in numbers. Imports `lake`; changes nothing it measures; writes only `tables/qc_*`."""
