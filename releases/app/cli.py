@@ -1,0 +1,67 @@
+"""The `emlake` command: one door in, one door out for errors.
+
+Data goes to stdout, talk to stderr. Exit codes: 0 ok, 1 bug, 2 bad input, 3 gate refused, 4 not found, 5 conflict,
+6 storage, 7 a stage raised. Each `cli_*.py` beside this file holds one group of commands; heavy libraries are imported
+inside the command that needs them, so that `emlake --help` answers at once.
+"""
+
+import json
+import os
+import sys
+from importlib.metadata import version
+
+import typer
+
+from lake.errors import LakeError
+from releases.app.cli_options import Version
+
+app = typer.Typer(
+    name="emlake",
+    help="A versioned data lake for connectome reconstruction.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root(show_version: Version = False) -> None:
+    if show_version:
+        typer.echo(version("emlake"))
+        raise typer.Exit
+
+
+def _add_groups() -> None:
+    from releases.app import cli_sql
+
+    cli_sql.add_to(app)
+
+
+_add_groups()
+
+
+def main() -> None:
+    """Run the command line; every `LakeError` leaves here, with its own exit code."""
+    try:
+        app()
+    except LakeError as error:
+        report(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was committed stays, run the command again to go on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def report(error: LakeError) -> None:
+    """Print an error for a person, or as one JSON object where `--json` was asked for; always on stderr."""
+    if "--json" in sys.argv:
+        typer.echo(json.dumps(error.to_json()), err=True)
+        return
+    typer.echo(f"error[{error.kind}]: {error.message}", err=True)
+    if error.fix:
+        typer.echo(f"  fix: {error.fix}", err=True)

@@ -1,0 +1,66 @@
+"""Options that many commands share, and how a command finds its repository."""
+
+import json
+import os
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lake.errors import RepositoryNotFound
+
+if TYPE_CHECKING:
+    from lake.repository import Repository
+
+Repo = Annotated[
+    str | None,
+    typer.Option("--repo", help="Folder or lakefs://host:port/name; else $EMLAKE_REPO, else the enclosing folder's."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
+
+
+def locate(repo: str | None) -> str:
+    """Find the repository a command is meant for, as git does; `RepositoryNotFound` says where it looked."""
+    from lake.engines.embedded import is_repository
+
+    named = repo or os.environ.get("EMLAKE_REPO")
+    if named:
+        return named
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if is_repository(folder):
+            return str(folder)
+    raise RepositoryNotFound(
+        f"no repository in {here} or above it", fix="give --repo LOCATION, set EMLAKE_REPO, or run `emlake init FOLDER`"
+    )
+
+
+def open_repo(repo: str | None) -> "Repository":
+    """Open the repository that `locate` finds."""
+    import lake
+
+    return lake.open(locate(repo))
+
+
+def print_json(data: object) -> None:
+    """Print one JSON object on stdout; int64 ids beyond 2**53 become strings, since JavaScript rounds them."""
+    typer.echo(json.dumps(plain(data)))
+
+
+def plain(data: Any) -> Any:
+    """Turn values into what JSON can hold without loss."""
+    if isinstance(data, dict):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    if isinstance(data, bool) or data is None:
+        return data
+    if isinstance(data, int):
+        return data if abs(data) < 2**53 else str(data)
+    if isinstance(data, datetime | date):
+        return data.isoformat()
+    if isinstance(data, float):
+        return data if data == data and abs(data) != float("inf") else None
+    return data if isinstance(data, str) else str(data)

@@ -1,0 +1,26 @@
+"""Fixtures for every room."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data, or a skip that says why."""
+    folder = os.environ.get("EMLAKE_TEST_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data: EMLAKE_TEST_DATA does not name a folder")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def emlake_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what commands remember out of the user's own folder, and the user's settings out of the tests."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("EMLAKE_HOME", str(home))
+    for name in list(os.environ):
+        if name.startswith("LAKECTL_") or name in {"EMLAKE_REPO", "EMLAKE_KILL_AT"}:
+            monkeypatch.delenv(name)
+    return home
