@@ -1,6 +1,6 @@
 """Reference expressions: `main`, `r1`, `1f3a`, `main~2`, `main^2~1`, `main@`, `main$`.
 
-The grammar is lakeFS's: a base, then either any chain of `~n` and `^n`, or one `@` or `$` alone. What a base means is the
+The grammar is lakeFS's: a base, then any chain of `~n` and `^n`, or one `@` or `$` alone. What a base means is the
 engine's to look up, in the order of `LOOKUP`; a chain then walks the parents, see `resolve_steps`.
 """
 
