@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 
-from lake.errors import InvalidName
+from lake.errors import BadInput, InvalidName
 
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # A tag follows git's rules for a reference; `lock.cand-a` must pass, `a.lock` must not.
 _TAG = re.compile(r"(?!.*(\.\.|@\{|\.lock(/|$)))[^\s/~^:?*\[\\\x00-\x1f\x7f.$@-][^\s/~^:?*\[\\\x00-\x1f\x7f$@]*(?<!\.)")
+_PATTERN = re.compile(r"[A-Za-z0-9_*?-]+")
 _COMMIT = re.compile(r"[0-9a-f]{64}")
 RESERVED_PREFIXES = ("cand-", "session-", "lock.")
 UNIT_ROOTS = ("tables", "volumes", "meshes", "skeletons")
@@ -27,6 +28,22 @@ def check_tag(name: str) -> str:
     if not _TAG.fullmatch(name):
         raise InvalidName(f"tag name {name!r} is not valid", fix="use letters, digits, '.', '_' and '-'")
     return name
+
+
+def check_pattern(pattern: str) -> str:
+    """Return `pattern`, or raise `InvalidName` if it is no glob of branch names (`*` and `?`, no brackets)."""
+    # lakeFS accepts a malformed pattern and then answers every write with an internal error: refuse it at the door.
+    if not _PATTERN.fullmatch(pattern):
+        raise InvalidName(f"pattern {pattern!r} is not valid", fix="use letters, digits, '_', '-', '*' and '?'")
+    return pattern
+
+
+def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy, or raise `BadInput` naming the entry that is not text (a server would refuse it late)."""
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise BadInput(f"metadata {name!r}: {value!r} is not text", fix="convert names and values to str")
+    return dict(metadata)
 
 
 def check_release(name: str) -> str:
