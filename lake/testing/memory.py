@@ -218,9 +218,7 @@ class MemoryRepository(Handle):
         self._trees[commit_id] = MappingProxyType(dict(tree))
         return commit_id
 
-    def _advance(
-        self, branch: str, parents: tuple[CommitId, ...], tree: Tree, message: str, meta: Metadata
-    ) -> CommitId:
+    def _move(self, branch: str, parents: tuple[CommitId, ...], tree: Tree, message: str, meta: Metadata) -> CommitId:
         self._branches[branch] = self._add(parents, tree, message, meta)
         self._staging[branch] = {}
         return self._branches[branch]
