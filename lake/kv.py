@@ -1,0 +1,35 @@
+"""Keys and bytes below a `Location`, the same for a folder and for S3, without going through a repository."""
+
+from typing import Any
+
+import tensorstore as ts
+
+from lake.errors import LakeError, NotAuthorized, ServerUnreachable, StorageError
+from lake.location import Location
+
+
+def open_kv(location: Location, context: "ts.Context | None" = None) -> Any:
+    """Open the TensorStore key-value store: `kv[key] = data` writes a file under a temporary name and renames it."""
+    return ts.KvStore.open(location.kvstore(), context=context).result()
+
+
+def list_keys(location: Location) -> list[str]:
+    """List the keys below a location, sorted; empty if there is nothing."""
+    try:
+        return sorted(key.decode() for key in open_kv(location).list().result())
+    except (ValueError, OSError) as error:
+        raise storage_error(error, location) from error
+
+
+def storage_error(error: Exception, location: Location) -> LakeError:
+    """Turn an error of a native library into ours. These libraries tell causes apart in their text alone."""
+    text = " ".join(str(error).split())
+    where = location.uri
+    lowered = text.lower()
+    if any(
+        sign in lowered for sign in ("connection refused", "error sending request", "connecterror", "could not connect")
+    ):
+        return ServerUnreachable(f"{where}: {text}", fix="is the server running? see `emlake server status`")
+    if any(sign in lowered for sign in ("403", "401", "forbidden", "unauthorized", "accessdenied")):
+        return NotAuthorized(f"{where}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")
+    return StorageError(f"{where}: {text}", fix="check the disk and the connection, then try again")
