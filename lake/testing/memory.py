@@ -210,11 +210,11 @@ class MemoryRepository(Handle):
     # -- history ------------------------------------------------------------------------------------------------
     def _add(self, parents: tuple[CommitId, ...], tree: Tree, message: str, metadata: Metadata) -> CommitId:
         now = datetime.now(UTC)
-        newest = max((commit.created for commit in self._commits.values()), default=now - timedelta(seconds=1))
-        created = max(now, newest + timedelta(microseconds=1))  # a child is always younger than its parents
+        for newest in [*self._commits.values()][-1:]:
+            now = max(now, newest.created + timedelta(microseconds=1))  # a child is always younger than its parents
         commit_id = hashlib.sha256(f"{len(self._commits)} {parents} {message}".encode()).hexdigest()
         frozen = MappingProxyType(dict(metadata))
-        self._commits[commit_id] = Commit(commit_id, parents, message, frozen, "model", created)
+        self._commits[commit_id] = Commit(commit_id, parents, message, frozen, "model", now)
         self._trees[commit_id] = MappingProxyType(dict(tree))
         return commit_id
 
@@ -261,7 +261,7 @@ class MemoryRepository(Handle):
     def best_ancestors(self, left: CommitId, right: CommitId) -> set[CommitId]:
         """Give the common ancestors that are not ancestors of another one: more than one in a criss-cross."""
         common = self._ancestors(left) & self._ancestors(right)
-        return common - {old for new in common for old in self._ancestors(new) - {new}}
+        return common - {parent for commit in common for parent in self._commits[commit].parents}
 
     def _merge_base(self, left: CommitId, right: CommitId) -> CommitId:
         # In a criss-cross any of the best will do; an engine may choose another one and see a false conflict.
