@@ -1,0 +1,1 @@
+"""Toy stages and tasks for tests of the runner; importable, because worker processes import what they compute."""
