@@ -1,0 +1,148 @@
+"""Every way a lakeFS server or the road to it can fail, as an error of `lake.errors`.
+
+========  ===================================================  ==========================================
+status    when (lakeFS 1.84)                                   becomes (unless the caller knows more)
+========  ===================================================  ==========================================
+400       bad name, dirty branch, no changes                   `BadInput`
+401       keys unknown, or not allowed                         `NotAuthorized`
+403       protected branch, read-only repository               `ProtectedBranch`
+404       no such repository, ref, object                      `NotFound`
+409       conflict, name taken                                 `ConflictError`
+410       the object's bytes are gone from the block store     `CorruptObject`
+412       a hook said no, or a precondition failed             `GateRefused`
+416       range outside the object                             `BadInput`
+423       branch locked by a commit                            `ConflictError`
+429       too many requests                                    `ServerUnreachable`
+500, 501  broken action file, bad expression, lost race        `StorageError`
+502-504   a proxy in front found no server                     `ServerUnreachable`
+(none)    refused, reset, timed out                            `ServerUnreachable`
+========  ===================================================  ==========================================
+
+The text of an answer is shown, never tested: it changes between versions.
+"""
+
+import json
+from typing import Any
+
+import urllib3
+from lakefs_sdk.exceptions import ApiException
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    MaxRetryError,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
+from urllib3.exceptions import TimeoutError as NoAnswerInTime
+
+from lake.errors import (
+    BadInput,
+    ConflictError,
+    CorruptObject,
+    GateRefused,
+    LakeError,
+    NotAuthorized,
+    NotFound,
+    ProtectedBranch,
+    ServerUnreachable,
+    StorageError,
+)
+
+_BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
+    400: (BadInput, "correct the request"),
+    401: (NotAuthorized, "check the keys (LAKECTL_ environment, ~/.lakectl.yaml) and what they may do"),
+    403: (ProtectedBranch, "work on another branch; a protected one is moved by merge and revert"),
+    404: (NotFound, "check the name"),
+    409: (ConflictError, "read the branch again, then decide"),
+    410: (CorruptObject, "restore the object's file in the server's block store, or revert to a commit without it"),
+    412: (GateRefused, "read what the hook says and meet it"),
+    416: (BadInput, "ask for bytes inside the object"),
+    423: (ConflictError, "wait for the other commit and try again"),
+    429: (ServerUnreachable, "try again with fewer requests at a time"),
+    502: (ServerUnreachable, "see whether the lakeFS server behind the proxy runs"),
+    503: (ServerUnreachable, "wait until the server is ready"),
+    504: (ServerUnreachable, "see whether the lakeFS server behind the proxy runs"),
+}
+
+
+_START = "start the server (`emlake server start`) or correct the address"
+#: Reasons why no answer came, the first that fits; the last word says how far the request went.
+_NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
+    (SSLError, "{origin}: {reason}", "check the certificate and the port", "refused"),
+    (str, "{origin}: {reason}", "check the certificate and the port", "refused"),
+    (NameResolutionError, "the name in {origin} is not known", "correct the address", "refused"),
+    (NewConnectionError, "nothing answers at {origin}", _START, "unsent"),
+    (ConnectTimeoutError, "{origin} did not answer in time", _START, "refused"),
+    (NoAnswerInTime, "{origin} did not answer in time", "look whether the server is overloaded", "slow"),
+    ((HTTPError, OSError), "the connection to {origin} broke: {reason}", _START, "sent"),
+)
+
+
+def from_status(status: int, text: str, doing: str) -> LakeError:
+    """Make the error for an answer with this status; `doing` says what was asked, as in "commit 'work'"."""
+    cls, fix = _BY_STATUS.get(status, (StorageError, "see the server's log"))
+    error = cls(f"{doing}: {text}" if text else f"{doing}: the server answered {status}", fix=fix)
+    error.status = status  # type: ignore[attr-defined]
+    return error
+
+
+def from_exception(problem: Exception, doing: str, origin: str) -> LakeError:
+    """Translate what the client library or the network raised."""
+    if isinstance(problem, ApiException) and problem.status:
+        return from_status(int(problem.status), text_of(problem.body), doing)
+    reason: object = problem
+    if isinstance(problem, ApiException):
+        reason = problem.reason  # status 0: the client's way to report a failed TLS handshake
+    elif isinstance(problem, MaxRetryError) and problem.reason is not None:
+        reason = problem.reason
+    error: LakeError
+    for kinds, what, fix, reach in _NO_ANSWER:
+        if isinstance(reason, kinds):
+            error = ServerUnreachable(f"{doing}: {what.format(origin=origin, reason=_one_line(reason))}", fix=fix)
+            error.reach = reach  # type: ignore[attr-defined]
+            return error
+    return StorageError(
+        f"{doing}: {type(problem).__name__}: {_one_line(problem)}",
+        fix="report this; the server may be of a version this client does not know",
+    )
+
+
+def status_of(error: LakeError) -> int:
+    """Give the HTTP status behind an error, or 0."""
+    return int(getattr(error, "status", 0))
+
+
+def may_have_arrived(error: LakeError) -> bool:
+    """Tell whether a request that got no answer may have been carried out all the same."""
+    return getattr(error, "reach", "") in ("sent", "slow")
+
+
+def may_repeat(error: LakeError, *, safe: bool) -> bool:
+    """Tell whether a failed request may be sent again; `safe` requests do no harm when carried out twice."""
+    if status_of(error):
+        # 429 is given before anything is done; what stands in front of a server may say 502-504 after it was.
+        return status_of(error) == 429 or (safe and status_of(error) in (502, 503, 504))
+    reach = getattr(error, "reach", "")
+    # After a time-out the caller has waited long enough.
+    return reach == "unsent" or (safe and reach == "sent")
+
+
+def text_of(body: Any) -> str:
+    """Take the message out of an error body; hooks answer in several indented lines."""
+    if isinstance(body, (bytes, bytearray)):
+        body = bytes(body).decode(errors="replace")
+    try:
+        content = json.loads(body or "{}")
+    except ValueError:
+        return _one_line(body)
+    message = content.get("message", "") if isinstance(content, dict) else ""
+    return _one_line(message)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:2000]
+
+
+#: What `urllib3` and the generated client may raise; anything else is a bug of ours and passes through.
+FOREIGN: tuple[type[Exception], ...] = (ApiException, HTTPError, OSError, urllib3.exceptions.LocationValueError)

@@ -1,0 +1,429 @@
+"""The engine on a lakeFS server. Refs, objects and history are the server's; units and expected heads are added."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lake.engines.lakefs import merging, objects
+from lake.engines.lakefs.address import Address, resolve
+from lake.engines.lakefs.failures import status_of
+from lake.engines.lakefs.protection import Protection
+from lake.engines.lakefs.wire import Wire, segment
+from lake.errors import (
+    AlreadyExists,
+    BadInput,
+    ConflictError,
+    LakeError,
+    NotFound,
+    NothingToCommit,
+    ObjectNotFound,
+    ProtectedBranch,
+    RefNotFound,
+    RepositoryNotFound,
+    ServerUnreachable,
+    StorageError,
+    nearest,
+)
+from lake.location import Location, S3Access
+from lake.names import check_branch, check_key, check_metadata, check_tag, is_commit_id
+from lake.refs import not_found, parse
+from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
+
+MAIN = "main"
+_COMMIT_TRIES = 4
+
+
+class LakeFSRepository(Handle):
+    """A repository on a server; make one with `open` or `create`. Safe between threads, not between forks."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._protection = Protection(wire)
+        self._s3: S3Access | None = None
+
+    @classmethod
+    def open(cls, location: str) -> "LakeFSRepository":
+        """Open `lakefs://host:port/name`; `RepositoryNotFound`, `ServerUnreachable` or `NotAuthorized` otherwise."""
+        wire = Wire(resolve(location))
+        try:
+            wire.json("", doing=f"open {location}")
+        except NotFound as error:
+            names = _repositories(wire)
+            wire.close()
+            raise RepositoryNotFound(
+                f"there is no repository {wire.name!r} at {wire.address.origin}", fix=nearest(wire.name, names)
+            ) from error
+        return cls(wire)
+
+    @classmethod
+    def create(cls, location: str) -> "LakeFSRepository":
+        """Make a repository with one empty commit on `main`, stored under the server's own block store."""
+        wire = Wire(resolve(location))
+        doing = f"create {location}"
+        body = {"name": wire.name, "storage_namespace": _namespace(wire, doing), "default_branch": MAIN}
+        try:
+            wire.call(wire.sdk.repositories_api.create_repository, body, doing=doing)
+        except ConflictError as error:
+            raise AlreadyExists(f"{location} exists", fix="open it, or choose another name") from error
+        except BadInput as error:
+            # lakeFS never gives a storage namespace out twice, not even after its repository was deleted.
+            raise AlreadyExists(f"{error.message}", fix="choose a name that was never used on this server") from error
+        return cls(wire)
+
+    @property
+    def location(self) -> str:
+        """`lakefs://host:port/name`."""
+        return self._wire.address.location
+
+    @property
+    def address(self) -> Address:
+        """The server and the keys."""
+        return self._wire.address
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._wire.close()
+
+    # -- refs ---------------------------------------------------------------------------------------------------
+    def resolve(self, ref: str) -> CommitId:
+        """Give the full commit id behind `ref`, or raise `RefNotFound` with the nearest name."""
+        return self.commit_info(ref).id
+
+    def commit_info(self, ref: str) -> Commit:
+        """Give the commit behind `ref`, or raise `RefNotFound`."""
+        expr = parse(ref)
+        if expr.at:
+            self._head(expr.base)
+        if expr.at == "$":
+            raise BadInput(f"{ref!r} is a staging area, not a commit", fix=f"use {expr.base!r}, or commit first")
+        try:
+            return _commit(self._wire.json(f"/commits/{segment(ref)}", doing=f"resolve {ref!r}"))
+        except NotFound as error:
+            raise self._unknown_ref(ref) from error
+        except StorageError as error:
+            # lakeFS answers 500 to a step beyond the last parent.
+            if status_of(error) != 500 or not expr.steps:
+                raise
+            self.resolve(expr.base)
+            raise RefNotFound(f"{ref!r} leads nowhere", fix="ask for fewer steps; `log` shows the parents") from error
+
+    def _unknown_ref(self, ref: str) -> LakeError:
+        try:
+            return not_found(ref, [*self.branches(), *self.tags()])
+        except NotFound:
+            return RepositoryNotFound(f"{self.location} is gone", fix="restore it, or open another one")
+
+    def _head(self, branch: str) -> CommitId:
+        try:
+            return str(self._wire.json(f"/branches/{segment(branch)}", doing=f"look up branch {branch!r}")["commit_id"])
+        except (NotFound, BadInput) as error:
+            if isinstance(error, RepositoryNotFound):
+                raise
+            raise RefNotFound(f"there is no branch {branch!r}", fix=nearest(branch, self.branches())) from error
+
+    def branches(self, prefix: str = "") -> Mapping[str, CommitId]:
+        """Map branch names to committed heads, sorted by name."""
+        pages = self._wire.pages("/branches", {"prefix": prefix}, doing="list branches")
+        return {entry["id"]: entry["commit_id"] for entry in pages}
+
+    def create_branch(self, name: str, source: str) -> CommitId:
+        """Make a branch at the commit behind `source`; `AlreadyExists` if a branch or tag has the name."""
+        check_branch(name)
+        head = self.resolve(source)
+        with self._taken(name):
+            self._wire.call(
+                self._wire.sdk.branches_api.create_branch,
+                self._wire.name,
+                {"name": name, "source": head},
+                doing=f"create branch {name!r}",
+            )
+        return head
+
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch and what is staged on it; `RefNotFound` if there is none, `ConflictError` for `main`."""
+        self._head(name)
+        if name == MAIN:
+            raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
+        try:
+            self._wire.call(
+                self._wire.sdk.branches_api.delete_branch, self._wire.name, name, doing=f"delete branch {name!r}"
+            )
+        except NotFound as error:
+            raise RefNotFound(f"there is no branch {name!r}", fix="it was deleted just now") from error
+
+    def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
+        """Map tag names to commits, sorted by name."""
+        pages = self._wire.pages("/tags", {"prefix": prefix}, doing="list tags")
+        return {entry["id"]: entry["commit_id"] for entry in pages}
+
+    def create_tag(self, name: str, ref: str) -> CommitId:
+        """Make a tag, atomically: of many callers one wins, the others get `AlreadyExists`."""
+        check_tag(name)
+        commit = self.resolve(ref)
+        with self._taken(name):
+            self._wire.call(
+                self._wire.sdk.tags_api.create_tag,
+                self._wire.name,
+                {"id": name, "ref": commit},
+                doing=f"create tag {name!r}",
+            )
+        return commit
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag, or raise `RefNotFound`."""
+        try:
+            self._wire.call(self._wire.sdk.tags_api.delete_tag, self._wire.name, name, doing=f"delete tag {name!r}")
+        except (NotFound, BadInput) as error:
+            raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, self.tags())) from error
+
+    @contextmanager
+    def _taken(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ConflictError as error:
+            raise AlreadyExists(
+                f"{name!r} is the name of a branch, tag or commit already", fix="choose another name"
+            ) from error
+
+    # -- protection ---------------------------------------------------------------------------------------------
+    def protect(self, pattern: str, *more: str) -> None:
+        """Refuse direct writes on branches that match; returns when the server does refuse them.
+
+        The server caches its rules: the wait is 0 to 6 s, once for all patterns given together.
+        """
+        self._protection.add([pattern, *more])
+
+    def protected(self) -> tuple[str, ...]:
+        """List the protection patterns, sorted."""
+        return self._protection.patterns()
+
+    @contextmanager
+    def _writing(self, branch: str) -> Iterator[None]:
+        try:
+            yield
+        except ProtectedBranch as error:
+            raise ProtectedBranch(f"branch {branch!r} is protected", fix="open a session, or merge into it") from error
+        except NotFound as error:
+            if isinstance(error, RefNotFound):
+                raise
+            self._head(branch)
+            raise
+
+    # -- objects ------------------------------------------------------------------------------------------------
+    def put(
+        self,
+        branch: str,
+        key: str,
+        data: bytes | Path,
+        *,
+        content_type: str = "application/octet-stream",
+        metadata: Metadata = NO_METADATA,
+    ) -> ObjectStat:
+        """Stage bytes, or stream the content of a file, under `key`."""
+        check_key(key)
+        entries = check_metadata(metadata)
+        if isinstance(data, Path) and not data.is_file():
+            raise NotFound(f"{data} cannot be read: no such file", fix="give a readable file")
+        with self._writing(branch):
+            self._check_branch_name(branch)
+            return objects.put(self._wire, branch, key, data, content_type, entries)
+
+    def _check_branch_name(self, branch: str) -> None:
+        # A tag, a commit id or a malformed name is answered with 400, 404 or 500: ask the right question instead.
+        try:
+            check_branch(branch)
+        except BadInput:
+            self._head(branch)
+        if is_commit_id(branch):
+            self._head(branch)
+
+    def delete(self, branch: str, keys: Collection[str]) -> None:
+        """Stage the removal of `keys`; a key that is not there is ignored."""
+        # Deleting on a branch that is not there is answered with 200 and no errors.
+        self._head(branch)
+        with self._writing(branch):
+            objects.delete(self._wire, branch, keys)
+
+    def get(self, ref: str, key: str) -> bytes:
+        """Read an object; its checksum is verified unless it came by multipart upload."""
+        with self._reading(ref, key) as plain:
+            return objects.get(self._wire, plain, key)
+
+    def stat(self, ref: str, key: str) -> ObjectStat:
+        """Describe an object, or raise `RefNotFound` / `ObjectNotFound`."""
+        with self._reading(ref, key) as plain:
+            path = f"/refs/{segment(plain)}/objects/stat"
+            return objects.stat_from(self._wire.json(path, {"path": key}, doing=f"stat {key!r} at {ref!r}"))
+
+    def list(self, ref: str, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[ObjectStat]:
+        """Yield objects whose key starts with `prefix` and is greater than `after`, in byte order."""
+        with self._reading(ref, None) as plain:
+            yield from objects.listing(self._wire, plain, prefix, after, limit)
+
+    @contextmanager
+    def _reading(self, ref: str, key: str | None) -> Iterator[str]:
+        """Give the form of `ref` that object reads take, and tell a missing ref from a missing object."""
+        expr = parse(ref)
+        if expr.at == "$":
+            # The server shows under `branch$` what a plain branch name shows.
+            self._head(expr.base)
+        plain = expr.base if expr.at == "$" else ref
+        try:
+            yield plain
+        except (NotFound, BadInput, StorageError) as error:
+            if status_of(error) not in (400, 404, 500):
+                raise
+            self.resolve(plain)
+            if key is None or status_of(error) == 500:
+                raise
+            siblings = [entry.key for entry in objects.listing(self._wire, plain, _folder(key), "", 1000)]
+            raise ObjectNotFound(f"no object {key!r} at {ref!r}", fix=nearest(key, siblings)) from error
+
+    def location_of(self, ref: str, prefix: str) -> Location:
+        """Give `s3://name/<commit>/prefix`, pinned; a missing ref is found out here, not read as zeros."""
+        return self._location(self.resolve(ref), prefix, writable=False)
+
+    def workspace(self, branch: str, prefix: str) -> Location:
+        """Give `s3://name/<branch>/prefix`: what is written there is staged at once."""
+        self._head(branch)
+        self._protection.check(branch)
+        return self._location(branch, prefix, writable=True)
+
+    def _location(self, ref: str, prefix: str, *, writable: bool) -> Location:
+        if prefix and not prefix.endswith("/"):
+            raise BadInput(f"prefix {prefix!r} does not end in '/'", fix=f"use {prefix + '/'!r}")
+        if self._s3 is None:
+            self._s3 = self._wire.address.s3_access()
+        return Location(f"{self._wire.name}/{ref}/{prefix}".rstrip("/"), self._s3, writable)
+
+    # -- history ------------------------------------------------------------------------------------------------
+    def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
+        """Yield what a commit of `branch` would change, sorted by key."""
+        self._head(branch)
+        path = f"/branches/{segment(branch)}/diff"
+        return merging.changes(self._wire.pages(path, {"prefix": prefix}, doing=f"diff staging of {branch!r}"))
+
+    def commit(
+        self, branch: str, message: str, metadata: Metadata = NO_METADATA, *, allow_empty: bool = False
+    ) -> CommitId:
+        """Turn what is staged into one commit; `NothingToCommit` or `ProtectedBranch` change nothing.
+
+        Of commits of one branch at the same moment one wins and takes what all have staged; the others try again.
+        """
+        body = {"message": message, "metadata": check_metadata(metadata), "allow_empty": allow_empty}
+        head = self._head(branch)
+        for left in reversed(range(_COMMIT_TRIES)):
+            try:
+                with self._writing(branch), merging.outcome(self, branch, head, message):
+                    answer = self._wire.call(
+                        self._wire.sdk.commits_api.commit,
+                        self._wire.name,
+                        branch,
+                        body,
+                        doing=f"commit {branch!r}",
+                    )
+                return str(answer.id)
+            except (BadInput, StorageError, ConflictError) as error:
+                if isinstance(error, (ServerUnreachable, ProtectedBranch)) or not status_of(error):
+                    raise
+                if next(self.uncommitted(branch), None) is None and not allow_empty:
+                    raise NothingToCommit(
+                        f"branch {branch!r} has nothing staged", fix="put or delete something first"
+                    ) from error
+                if not left or isinstance(error, BadInput):
+                    raise
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def reset(self, branch: str) -> None:
+        """Drop what is staged on `branch`."""
+        self._head(branch)
+        with self._writing(branch):
+            self._wire.call(
+                self._wire.sdk.branches_api.reset_branch,
+                self._wire.name,
+                branch,
+                {"type": "reset"},
+                doing=f"reset {branch!r}",
+            )
+
+    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
+        """Yield commits reachable from `ref`, newest first."""
+        query = {"first_parent": "true" if first_parent else "false"}
+        path = f"/refs/{self.resolve(ref)}/commits"
+        return map(_commit, self._wire.pages(path, query, doing=f"log of {ref!r}", limit=limit))
+
+    def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
+        """Yield changes from `left` to `right`, sorted by key, both resolved once."""
+        kind = "three_dot" if three_dot else "two_dot"
+        return merging.changes(
+            merging.diff_pages(self._wire, self.resolve(left), self.resolve(right), kind=kind, prefix=prefix)
+        )
+
+    def merge(
+        self,
+        source: str,
+        dest: str,
+        message: str,
+        metadata: Metadata = NO_METADATA,
+        *,
+        strategy: Strategy | None = None,
+        squash: bool = False,
+        allow_empty: bool = False,
+        expect_head: CommitId | None = None,
+        contested: Collection[str] = (),
+    ) -> CommitId:
+        """Merge by whole units; see the protocol. `GateRefused` carries what a hook on the server said."""
+        request = merging.MergeRequest(
+            source,
+            dest,
+            message,
+            check_metadata(metadata),
+            strategy,
+            squash,
+            allow_empty,
+            expect_head,
+            tuple(contested),
+        )
+        return merging.merge(self, self._wire, request)
+
+    def revert(
+        self, branch: str, ref: str, *, parent: int | None = None, message: str = "", metadata: Metadata = NO_METADATA
+    ) -> CommitId:
+        """Undo commit `ref` on `branch` by whole units; see the protocol."""
+        return merging.revert(self, self._wire, branch, ref, parent, message, check_metadata(metadata))
+
+
+def _folder(key: str) -> str:
+    return key[: key.rfind("/") + 1]
+
+
+def _commit(entry: dict[str, Any]) -> Commit:
+    return Commit(
+        id=entry["id"],
+        parents=tuple(entry["parents"] or ()),
+        message=entry["message"],
+        metadata=objects.public_metadata(entry.get("metadata")),
+        committer=entry["committer"],
+        created=datetime.fromtimestamp(entry["creation_date"], UTC),
+    )
+
+
+def _repositories(wire: Wire) -> list[str]:
+    page = wire.call(wire.sdk.repositories_api.list_repositories, amount=1000, doing="list repositories", safe=True)
+    return [repository.id for repository in page.results]
+
+
+def _namespace(wire: Wire, doing: str) -> str:
+    config = wire.call(wire.sdk.config_api.get_config, doing=doing, safe=True)
+    storage = config.storage_config
+    prefix = storage.default_namespace_prefix if storage is not None else None
+    if prefix:
+        return f"{prefix}{'' if prefix.endswith('/') else '/'}{wire.name}"
+    if storage is not None and storage.blockstore_type == "local":
+        return f"local://{wire.name}"
+    raise BadInput(
+        f"{doing}: the server does not say where repositories are stored",
+        fix="set blockstore.default_namespace_prefix on the server, or create the repository with lakectl and open it",
+    )

@@ -1,0 +1,144 @@
+"""The road to a lakeFS server: one pool of connections, retries where they are safe, errors translated.
+
+Short calls go through `lakefs_sdk`. Object bytes and the long pages (list, diff, log) use the same pool without its
+models, which cost 2 to 10 times the transfer of a page of 1,000.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import urllib3
+from lakefs.client import Client
+
+from lake.engines.lakefs.address import Address
+from lake.engines.lakefs.failures import FOREIGN, from_exception, from_status, may_repeat, text_of
+from lake.errors import LakeError, StorageError
+
+T = TypeVar("T")
+PAGE = 1000
+# Refused connections fail at once; a host that swallows packets must still be reported in under five seconds.
+CONNECT_S = 3.0
+READ_S = 60.0
+# A merge of 100,000 objects with hooks takes seconds; giving up on a write leaves its outcome unknown, so wait.
+WRITE_S = 600.0
+_PAUSES_S = (0.1, 0.3, 0.9)
+
+
+class Wire:
+    """A connection to one repository."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.name = address.name
+        self.client = Client(host=address.origin, username=address.access_key_id, password=address.secret_access_key)
+        self.sdk = self.client.sdk_client
+        api = self.sdk.objects_api.api_client
+        configuration = api.configuration
+        # Retrying is decided here, call by call: urllib3 would repeat a PUT or DELETE whose answer was lost.
+        self._pool = urllib3.PoolManager(
+            num_pools=2,
+            maxsize=32,
+            retries=False,
+            blocksize=1 << 20,
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=configuration.ssl_ca_cert,
+        )
+        api.rest_client.pool_manager = self._pool
+        self._base = f"{configuration.host}/repositories/{quote(self.name, safe='')}"
+        self._authorization = configuration.get_basic_auth_token()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.clear()
+
+    def call(
+        self, function: Callable[..., Any], *arguments: Any, doing: str, safe: bool = False, **options: Any
+    ) -> Any:
+        """Call a function of the generated client; `safe` says that doing it twice does no harm."""
+        timeout = (CONNECT_S, READ_S if safe else WRITE_S)
+        return self._attempt(lambda: function(*arguments, _request_timeout=timeout, **options), doing=doing, safe=safe)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None = None,
+        *,
+        doing: str,
+        body: Callable[[], Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        safe: bool = True,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request below the repository; `body` makes the body anew for each attempt."""
+        url = self._base + path + ("?" + urlencode(query) if query else "")
+        timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S if method == "GET" else WRITE_S)
+
+        def send() -> urllib3.BaseHTTPResponse:
+            content: Any = body() if body is not None else None
+            try:
+                answer = self._pool.request(
+                    method,
+                    url,
+                    body=content,
+                    headers={"Authorization": self._authorization, **(headers or {})},
+                    timeout=timeout,
+                    redirect=False,
+                )
+            finally:
+                if hasattr(content, "close"):
+                    content.close()
+            if not 200 <= answer.status < 300:
+                raise from_status(answer.status, text_of(answer.data), doing)
+            return answer
+
+        return self._attempt(send, doing=doing, safe=safe)
+
+    def json(self, path: str, query: Mapping[str, object] | None = None, *, doing: str) -> dict[str, Any]:
+        """GET an object; an HTML page (the server's answer to a path it does not know) is an error."""
+        answer = self.request("GET", path, query, doing=doing)
+        try:
+            content = json.loads(answer.data)
+        except ValueError as error:
+            raise StorageError(
+                f"{doing}: {self.address.origin} does not answer like a lakeFS server", fix="correct the address"
+            ) from error
+        return dict(content)
+
+    def pages(
+        self, path: str, query: Mapping[str, object], *, doing: str, after: str = "", limit: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the results of a listing, `PAGE` at a time."""
+        left = limit
+        while left is None or left > 0:
+            amount = PAGE if left is None else min(PAGE, left)
+            page = self.json(path, {**query, "after": after, "amount": amount}, doing=doing)
+            yield from page["results"]
+            if left is not None:
+                left -= len(page["results"])
+            if not page["pagination"]["has_more"]:
+                return
+            after = page["pagination"]["next_offset"]
+
+    def _attempt(self, send: Callable[[], T], *, doing: str, safe: bool) -> T:
+        """Send, and send again where that can do no harm: nothing had left, or repeating changes nothing."""
+        for pause in (*_PAUSES_S, None):
+            try:
+                return send()
+            except LakeError as error:
+                failure, again = error, may_repeat(error, safe=safe)
+            except FOREIGN as problem:
+                failure = from_exception(problem, doing, self.address.origin)
+                failure.__cause__ = problem
+                again = may_repeat(failure, safe=safe)
+            if pause is None or not again:
+                raise failure
+            time.sleep(pause)
+        raise AssertionError("unreachable: the last pause is None")
+
+
+def segment(name: str) -> str:
+    """Quote a ref or branch for use as one path segment (`main~1`, `a/b`)."""
+    return quote(name, safe="")
