@@ -1,0 +1,1 @@
+"""Pure functions, arrays in, arrays out; no kernel opens a file."""
