@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lake.box import Box, Zyx
 from lake.errors import BadInput, nearest
+from lake.volume_spec import VolumeSpec
 
 GridKind = Literal["block", "section", "whole"]
 ZERO: Zyx = (0, 0, 0)
@@ -228,7 +229,7 @@ class Inputs:
     objects: Mapping[str, bytes] = field(default_factory=dict)
     model: Any = None
     grid: Grid = field(default_factory=Grid)
-    specs: Mapping[str, "VolumeLike"] = field(default_factory=dict)
+    specs: Mapping[str, VolumeSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,39 +252,14 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
-class VolumeLike:
-    """What a stage says about a volume it writes, and is told about those it reads.
-
-    The runner turns it into a `lake.volumes.VolumeSpec`; a chunk is never shared by two blocks.
-
-    Parameters
-    ----------
-    box : Box
-        Extent in global voxels; starts on the grid.
-    kind : "image", "segmentation" or "affinity"
-        How it is stored and down-sampled.
-    scales : tuple of (z, y, x) int
-        Down-sampling factors against full resolution, the first (1, 1, 1).
-    """
-
-    box: Box
-    dtype: str
-    kind: Literal["image", "segmentation", "affinity"]
-    voxel_nm: tuple[float, float, float]
-    channels: int = 1
-    driver: Literal["precomputed", "zarr3"] = "precomputed"
-    scales: tuple[Zyx, ...] = ((1, 1, 1),)
-
-
-@dataclass(frozen=True, slots=True)
 class Scene:
     """What is known when a stage's blocks are laid out: the grid, the volumes so far, the archive's accepted tiles."""
 
     grid: Grid
-    volumes: Mapping[str, VolumeLike]
+    volumes: Mapping[str, VolumeSpec]
     tiles: pl.DataFrame = field(default_factory=pl.DataFrame)
 
-    def volume(self, name: str) -> VolumeLike:
+    def volume(self, name: str) -> VolumeSpec:
         """Give what is known of a volume, or raise `BadInput` with the nearest name."""
         if name not in self.volumes:
             raise BadInput(
@@ -336,8 +312,11 @@ class Stage(BaseModel):
         """What a block gives."""
         raise NotImplementedError
 
-    def volumes(self, scene: Scene) -> dict[str, VolumeLike]:
-        """Specify the volumes it writes; the default is for stages that write none."""
+    def volumes(self, scene: Scene) -> dict[str, VolumeSpec]:
+        """Specify the volumes it writes, by name; the default is for stages that write none.
+
+        A block must cover whole chunks (shards): blocks are cut on the grid that starts at voxel (0, 0, 0).
+        """
         return {}
 
     def block_shape(self, scene: Scene) -> Zyx:
@@ -376,16 +355,25 @@ class Stage(BaseModel):
                 yield Block(self.name, "_".join(map(str, index)), index, box.clip(bounds))
 
     def section_blocks(self, scene: Scene) -> Iterator[Block]:
-        """One block a section: of the tiles if it reads any, else a plane of `bounds`; section = z then."""
-        for port in self.reads():
-            if isinstance(port, TilesIn):
-                for section in sorted(int(s) for s in scene.tiles_of(port.acquisition)["section"].unique()):
-                    yield Block(self.name, str(section), (section, 0, 0), None, section)
-                return
-        bounds = self.bounds(scene)
-        for z in range(bounds.start[0], bounds.stop[0]):
-            plane = Box((z, *bounds.start[1:]), (z + 1, *bounds.stop[1:]))
-            yield Block(self.name, str(z), (z, 0, 0), plane, z)
+        """One block a section: from the first to the last of the tiles if it reads any, else a plane of `bounds`.
+
+        The first section is the first plane of the volume that the stage writes; without tiles, section = z.
+        """
+        tiles = next((port for port in self.reads() if isinstance(port, TilesIn)), None)
+        bounds = self.bounds(scene) if tiles is None or self.volumes(scene) else None
+        if tiles is None:
+            assert bounds is not None
+            sections = range(bounds.start[0], bounds.stop[0])
+        else:
+            known = [int(s) for s in scene.tiles_of(tiles.acquisition)["section"].unique()]
+            # A section without an accepted tile is a block without tiles: it must not be forgotten.
+            sections = range(min(known), max(known) + 1)
+        for section in sections:
+            box = None
+            if bounds is not None:
+                z = bounds.start[0] + section - sections.start
+                box = Box((z, *bounds.start[1:]), (z + 1, *bounds.stop[1:]))
+            yield Block(self.name, str(section), (section, 0, 0), box, section)
 
 
 def configure(stage: type[Stage], values: Mapping[str, Any]) -> Stage:

@@ -4,19 +4,21 @@ To add one: write a `transforms.stage.Stage` subclass in a module here, its kern
 line below.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 
 from lake.errors import BadInput, nearest
 from transforms.stage import Stage
 
-# name -> "module:class". Modules are imported on use: some stages bring torch (1.3 s) with them.
+# name -> "module:class". Modules are imported on use: `emlake --help` must not pay for OpenCV.
 STAGES: dict[str, str] = {}
 
 
-def stage_class(name: str) -> type[Stage]:
+def stage_class(name: str, stages: Mapping[str, str] | None = None) -> type[Stage]:
     """Give the class of stage `name`, or raise `BadInput` with the nearest name."""
-    if name not in STAGES:
-        raise BadInput(f"there is no stage {name!r}", fix=nearest(name, STAGES))
-    module, _, attribute = STAGES[name].partition(":")
+    known = STAGES if stages is None else stages
+    if name not in known:
+        raise BadInput(f"there is no stage {name!r}", fix=nearest(name, known))
+    module, _, attribute = known[name].partition(":")
     found: type[Stage] = getattr(import_module(module), attribute)
     return found
