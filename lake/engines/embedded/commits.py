@@ -1,0 +1,186 @@
+"""How a branch moves: commit, merge, revert. Each is prepared in full, then happens in one transaction."""
+
+import sqlite3
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from lake.durable import point
+from lake.engines.embedded.engine import Engine, Pending
+from lake.engines.embedded.files import in_threads
+from lake.engines.embedded.history import (
+    Branch,
+    Node,
+    add_commit,
+    check_unprotected,
+    commit_body,
+    move_branch,
+    read_staging,
+)
+from lake.engines.embedded.merging import Rules, merged
+from lake.engines.embedded.ranges import pack
+from lake.engines.embedded.store import Found
+from lake.engines.embedded.trees import Tree
+from lake.engines.embedded.workspaces import State, Values, save_state
+from lake.errors import BadInput, ConflictError, DirtyBranch, NothingToCommit
+from lake.repository import CommitId, Metadata, Strategy
+
+
+def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow_empty: bool) -> CommitId:
+    """Turn what is pending on a branch into a commit."""
+    with engine.locked(name) as branch:
+        with engine.db.read() as con:
+            check_unprotected(con, name)
+        pending = engine.pending(branch)
+        if pending.state:
+            state = engine.workspaces.refreshed(branch, pending.state, pending.staged)
+            pending = replace(pending, state=state)
+            values = _bring_in(engine, pending, state)
+        else:
+            values = pending.staged
+        if not allow_empty and not engine.changes_of(pending.tree, values):
+            raise NothingToCommit(f"branch {name!r} has nothing staged", fix="put or delete something first")
+        tree = engine.trees.edit(pending.tree, values)
+        point("commit.manifest-written")
+        body = commit_body(tree.digest, [pending.node.commit], message, metadata)
+        with engine.db.write() as con:
+            check_unprotected(con, name)
+            made = add_commit(con, body)
+            move_branch(con, branch, made)
+            con.execute("DELETE FROM staging WHERE token = ? AND seq <= ?", (branch.token, pending.seq))
+            if pending.state:
+                save_state(con, branch.token, State(made, pending.state.prefixes, {}))
+            point("commit.before-ref")
+        point("commit.ref-moved")
+        return made
+
+
+def _bring_in(engine: Engine, pending: Pending, state: State) -> Values:
+    """Store what was written in the branch's folder; returns it with what was staged."""
+    survey = engine.workspaces.survey(pending.branch, state)
+    point("commit.surveyed")
+    found: list[Found] = []
+    try:
+        found = in_threads(engine.objects.survey, [suspect.path for suspect in survey.suspects])
+        point("commit.hashed")
+        values: Values = dict.fromkeys(survey.removed)
+        for suspect, item in zip(survey.suspects, found, strict=True):
+            values[suspect.key] = pack(item.digest, item.size)
+        written = engine.workspaces.settle(pending.branch, state, survey, values)
+        if both := sorted(key.decode() for key in written.keys() & pending.staged.keys()):
+            raise ConflictError(
+                f"{', '.join(both[:5])} on branch {pending.branch.name!r} was both put and written in a workspace",
+                fix="write a key one way: reset the branch, or put back what the workspace held",
+                keys=both,
+            )
+        engine.objects.sync_found(found)
+        point("commit.objects-synced")
+        engine.objects.adopt(found)
+        point("commit.objects-linked")
+    finally:
+        for item in found:
+            if item.copy is not None:
+                item.copy.unlink(missing_ok=True)
+    return {**pending.staged, **written}
+
+
+def merge(
+    engine: Engine,
+    source: str,
+    dest: str,
+    message: str,
+    metadata: Metadata,
+    *,
+    strategy: Strategy | None,
+    squash: bool,
+    allow_empty: bool,
+    expect_head: CommitId | None,
+    contested: Collection[str],
+) -> CommitId:
+    """Bring what `source` changed since the merge base into branch `dest`."""
+    with engine.locked(dest) as branch:
+        with engine.db.read() as con:
+            theirs = engine.history.node(con, engine.history.resolve(con, source))
+            if expect_head is not None and expect_head != branch.head:
+                raise ConflictError(
+                    f"branch {dest!r} is at {branch.head}, not at {expect_head}", fix="look at what came in"
+                )
+        pending = _clean(engine, branch)
+        with engine.db.read() as con:
+            base = engine.history.merge_base(con, branch.head, theirs.commit.id)
+        base_tree = engine.trees.load(base.tree) if base else engine.trees.empty()
+        if not allow_empty and base_tree.digest == theirs.tree:
+            raise NothingToCommit(f"{source!r} has nothing that {dest!r} lacks", fix="commit to it first")
+        rules = Rules(dest, source, strategy, tuple(contested))
+        tree = _three_way(engine, pending, base_tree, engine.trees.load(theirs.tree), rules)
+        point("merge.manifest-written")
+        parents = [pending.node] if squash else [pending.node, theirs]
+        return _land(engine, pending, tree, parents, message, metadata, "merge")
+
+
+def revert(engine: Engine, name: str, ref: str, parent: int | None, message: str, metadata: Metadata) -> CommitId:
+    """Undo commit `ref` on a branch."""
+    with engine.locked(name) as branch:
+        with engine.db.read() as con:
+            undone = engine.history.node(con, engine.history.resolve(con, ref))
+            parents = undone.commit.parents
+            if parent is None and len(parents) > 1:
+                raise BadInput(f"{ref!r} is a merge", fix="give parent=1 to go back to what its branch was before")
+            if parent is not None and not 1 <= parent <= len(parents):
+                raise BadInput(f"{ref!r} has no parent {parent}", fix=f"it has {len(parents)}")
+            before = engine.history.node(con, parents[(parent or 1) - 1]).tree if parents else None
+        pending = _clean(engine, branch)
+        target = engine.trees.load(before) if before else engine.trees.empty()
+        rules = Rules(name, f"the undoing of {ref}")
+        tree = _three_way(engine, pending, engine.trees.load(undone.tree), target, rules)
+        if tree.digest == pending.tree.digest:
+            raise NothingToCommit(f"{ref!r} is undone on {name!r} already", fix="nothing is left to do")
+        point("revert.manifest-written")
+        return _land(engine, pending, tree, [pending.node], message or f"Revert {ref}", metadata, "revert")
+
+
+def _three_way(engine: Engine, pending: Pending, base: Tree, theirs: Tree, rules: Rules) -> Tree:
+    edits = merged(engine.trees, base, pending.tree, theirs, rules)
+    # Where only one side moved, its tree is the result, and nothing is written.
+    return theirs if base.digest == pending.tree.digest else engine.trees.edit(pending.tree, edits)
+
+
+def _clean(engine: Engine, branch: Branch) -> Pending:
+    """Read a branch that has nothing pending, or raise `DirtyBranch`."""
+    pending = engine.pending(branch)
+    if unsaved := engine.unsaved(pending):
+        raise DirtyBranch(
+            f"branch {branch.name!r} has {len(unsaved)} staged changes, the first {unsaved[0].key!r}",
+            fix="commit or reset them",
+        )
+    return pending
+
+
+def _land(
+    engine: Engine,
+    pending: Pending,
+    tree: Tree,
+    parents: Collection[Node],
+    message: str,
+    metadata: Metadata,
+    operation: str,
+) -> CommitId:
+    """Move a clean branch to a new commit, if it is still clean."""
+    body = commit_body(tree.digest, [node.commit for node in parents], message, metadata)
+    branch = pending.branch
+    with engine.db.write() as con:
+        _check_still_clean(engine, con, pending)
+        made = add_commit(con, body)
+        move_branch(con, branch, made)
+        # What was staged changed nothing, else the branch would have been refused as dirty.
+        con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+        point(f"{operation}.before-ref")
+    point(f"{operation}.ref-moved")
+    return made
+
+
+def _check_still_clean(engine: Engine, con: sqlite3.Connection, pending: Pending) -> None:
+    staged, seq = read_staging(con, pending.branch.token)
+    late: Callable[[], bool] = lambda: bool(engine.changes_of(pending.tree, staged))  # noqa: E731
+    if seq != pending.seq and late():
+        name = pending.branch.name
+        raise DirtyBranch(f"something was staged on branch {name!r} just now", fix="commit or reset it")

@@ -1,0 +1,106 @@
+"""The SQLite database behind refs, commits, staging and workspaces: connections, transactions, tables.
+
+Write-ahead log with `synchronous=FULL`: a transaction that has ended survives a power cut, readers never wait for
+writers, and a killed writer leaves nothing behind.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BUSY_S = 60.0
+SCHEMA = """
+CREATE TABLE commits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
+CREATE TABLE branches (name TEXT PRIMARY KEY, head TEXT NOT NULL, token TEXT NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE tags (name TEXT PRIMARY KEY, target TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE protection (pattern TEXT PRIMARY KEY) WITHOUT ROWID;
+-- A null value stages a removal. A later write of the same key gets a later seq, so a commit that has read up to some
+-- seq removes exactly what it took.
+CREATE TABLE staging (seq INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL, key BLOB NOT NULL, value BLOB,
+                      UNIQUE (token, key));
+-- What a branch's folder holds: the content of commit `base` under the open prefixes, and the staged values in `shown`.
+CREATE TABLE workspaces (token TEXT PRIMARY KEY, base TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE prefixes (token TEXT NOT NULL, prefix BLOB NOT NULL, PRIMARY KEY (token, prefix)) WITHOUT ROWID;
+CREATE TABLE shown (token TEXT NOT NULL, key BLOB NOT NULL, value BLOB, PRIMARY KEY (token, key)) WITHOUT ROWID;
+"""
+
+
+class Database:
+    """A pool of connections to one database file, safe between threads and across forks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._guard = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._owner = os.getpid()
+        self._inherited: list[sqlite3.Connection] = []
+        self._closed = False
+
+    @staticmethod
+    def make(path: Path) -> None:
+        """Make the empty database of a new repository."""
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.executescript(SCHEMA)
+        finally:
+            connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            raise sqlite3.OperationalError(f"{self.path} is missing")
+        connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=OFF")
+        return connection
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        with self._guard:
+            if self._owner != os.getpid():
+                # SQLite forbids using, and even closing, a connection on the other side of a fork.
+                self._inherited += self._idle
+                self._idle = []
+                self._owner = os.getpid()
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            with self._guard:
+                if self._closed:
+                    connection.close()
+                else:
+                    self._idle.append(connection)
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Read one state of the database, whatever is written meanwhile."""
+        with self._borrowed() as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Change the database: all of it durably at the end, or nothing."""
+        with self._borrowed() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close what is idle now, and what is in use when it comes back."""
+        with self._guard:
+            self._closed = True
+            if self._owner == os.getpid():
+                for connection in self._idle:
+                    connection.close()
+            self._idle = []

@@ -1,0 +1,136 @@
+"""The parts of an open repository, and what is pending on a branch."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lake.engines.embedded.database import Database
+from lake.engines.embedded.files import flocked
+from lake.engines.embedded.history import Branch, History, Node, read_staging
+from lake.engines.embedded.mounts import check_file_system
+from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.store import Store
+from lake.engines.embedded.trees import Edits, Tree, Trees
+from lake.engines.embedded.views import Views
+from lake.engines.embedded.workspaces import State, Values, Workspaces, load_state
+from lake.errors import FormatTooNew, RepositoryNotFound
+from lake.repository import Change, ChangeKind, CommitId
+
+FORMAT = 1
+MARKER = "emlake.json"
+DATABASE = "refs.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is pending on a branch: staged by `put` and `delete`, and written in its folder."""
+
+    branch: Branch
+    node: Node
+    tree: Tree
+    staged: Values
+    seq: int  # the last staging row among them
+    state: State | None
+
+
+class Engine:
+    """The open parts of a repository, below one folder.
+
+    ::
+
+        emlake.json      format version
+        refs.sqlite      refs, commits, staging, workspaces
+        objects/         contents by sha256
+        manifests/       trees and their ranges by sha256
+        views/           read-only folders, per commit and prefix; made again when missing
+        workspaces/      writable folders, per branch
+        locks/ tmp/      one lock file per branch; temporary files of living processes
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.scratch = Scratch(root / "tmp")
+        self.db = Database(root / DATABASE)
+        self.objects = Store(root / "objects", self.scratch)
+        self.trees = Trees(Store(root / "manifests", self.scratch))
+        self.history = History(self.db)
+        self.views = Views(root / "views", self.objects, self.trees, self.scratch)
+        self.workspaces = Workspaces(root / "workspaces", self.db, self.objects, self.trees, self.history, self.scratch)
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[Branch]:
+        """Be the only one to move a branch or its folder; gives the branch as it is under the lock."""
+        while True:
+            with self.db.read() as con:
+                branch = self.history.branch(con, name)
+            with flocked(self.root / "locks" / branch.token):
+                with self.db.read() as con:
+                    now = self.history.branch(con, name)
+                if now.token == branch.token:
+                    yield now
+                    return
+
+    def tree_of(self, commit: CommitId) -> Tree:
+        """Load the tree of a commit."""
+        with self.db.read() as con:
+            node = self.history.node(con, commit)
+        return self.trees.load(node.tree)
+
+    def pending(self, branch: Branch) -> Pending:
+        """Read what is staged on a branch and what its folder started from."""
+        with self.db.read() as con:
+            node = self.history.node(con, branch.head)
+            staged, seq = read_staging(con, branch.token)
+            state = load_state(con, branch.token)
+        return Pending(branch, node, self.trees.load(node.tree), staged, seq, state)
+
+    def unsaved(self, pending: Pending) -> list[Change]:
+        """List what a commit would change, sorted."""
+        values: Values = dict(pending.staged)
+        if pending.state:
+            values |= self.workspaces.changes(pending.branch, pending.state)
+        return self.changes_of(pending.tree, values)
+
+    def changes_of(self, tree: Tree, values: Edits) -> list[Change]:
+        """Tell what edits do to a tree."""
+        changes: list[Change] = []
+        for key in sorted(values):
+            before, after = self.trees.find(tree, key), values[key]
+            if before != after:
+                changes.append(Change(key.decode(), kind_of(before, after)))
+        return changes
+
+    def close(self) -> None:
+        """Close the database and remove this process's temporary files."""
+        self.db.close()
+        self.scratch.close()
+
+
+def kind_of(before: bytes | None, after: bytes | None) -> ChangeKind:
+    """Name a change."""
+    return "added" if before is None else "removed" if after is None else "changed"
+
+
+def check_openable(root: Path) -> None:
+    """Raise if there is no repository at `root`, or none that this version can read."""
+    missing = RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init --repo {root}")
+    try:
+        if not root.is_dir():
+            raise missing
+        marker = json.loads((root / MARKER).read_text())
+    except FileNotFoundError:
+        raise missing from None
+    except PermissionError as error:
+        raise RepositoryNotFound(f"{root} cannot be read: {error.strerror}", fix="ask its owner for access") from error
+    except (OSError, ValueError) as error:
+        raise RepositoryNotFound(f"{root / MARKER} cannot be read: {error}", fix="restore it from a copy") from error
+    version = marker.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise FormatTooNew(
+            f"{root} has format {version!r}; this emlake reads up to {FORMAT}", fix="install a newer emlake"
+        )
+    check_file_system(root)
+    if not (root / DATABASE).is_file():
+        raise RepositoryNotFound(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")

@@ -1,0 +1,233 @@
+"""The file operations that the engine's promises rest on, all in one place, with what fails when they fail.
+
+An object carries a *seal*: the nanoseconds of its modification time are computed from its digest. A program that writes
+into a stored object (as root, the mode 0444 stops nobody) moves the time and breaks the seal, so damage is noticed by
+one `stat`, with no table of times to keep. A broken seal is a question, not a verdict: the bytes are hashed again, and
+sealed again if they are sound (an archive unpacked with whole seconds looks like that).
+"""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from lake.errors import LakeError, NotAuthorized, StorageError
+
+SMALL = 64 * 1024  # bytes; below this a file crosses between store and workspace as a copy, never as a link
+BLOCK = 1 << 20
+FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+WORKERS = min(8, os.cpu_count() or 1)
+SYNC_EACH = 32  # up to this many files are synced one by one, more by one sync of the file system
+_SECOND = 1_000_000_000
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Rooted(Protocol):
+    """Something that lives in a folder."""
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        ...
+
+
+S = TypeVar("S", bound=Rooted)
+
+
+def no_room(path: Path | str, needed: int) -> StorageError:
+    """Make the error for a full disk: what was to be written, what is free, what is missing."""
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return StorageError(
+        f"no room left while writing {needed:,} bytes below {folder}: {free:,} bytes are free",
+        fix=f"free at least {max(needed - free, needed):,} bytes on that file system (or raise the quota or file size "
+        "limit) and repeat the command; the repository is as it was before",
+    )
+
+
+def translate(error: OSError | sqlite3.Error, root: Path) -> LakeError:
+    """Turn an error of the operating system or of SQLite into one of ours."""
+    if isinstance(error, sqlite3.Error):
+        if "full" in str(error):
+            return no_room(root, 1 << 20)
+        if "locked" in str(error):
+            return StorageError(
+                f"the database of {root} stayed locked by another process", fix="repeat the command when it is done"
+            )
+        return StorageError(f"the database of {root} failed: {error}", fix="check the disk, then open it again")
+    if error.errno in NO_ROOM:
+        return no_room(error.filename or root, 1 << 20)
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return NotAuthorized(
+            f"{error.filename or root} cannot be written: {error.strerror}",
+            fix="run as the user who owns the repository, or change its permissions",
+        )
+    return StorageError(f"{error.filename or root}: {error.strerror or error}", fix="check the disk, then repeat")
+
+
+def guarded(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Let only errors of `lake.errors` out of a method."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except (OSError, sqlite3.Error) as error:
+            raise translate(error, self.root) from error
+
+    return cast("Callable[Concatenate[S, P], R]", call)
+
+
+def guarded_items(items: Iterator[T], root: Path) -> Iterator[T]:
+    """Let only errors of `lake.errors` out of an iterator."""
+    try:
+        yield from items
+    except (OSError, sqlite3.Error) as error:
+        raise translate(error, root) from error
+
+
+# -- seals ------------------------------------------------------------------------------------------------------------
+def seal_of(digest: bytes) -> int:
+    """Give the nanoseconds that seal an object, 1 to 999,999,999 (0 is what coarse copies leave)."""
+    return int.from_bytes(digest[:8], "big") % (_SECOND - 1) + 1
+
+
+def is_sealed(stat: os.stat_result, digest: bytes, size: int) -> bool:
+    """Tell whether a file still has the size and the seal of the object it holds."""
+    return stat.st_size == size and stat.st_mtime_ns % _SECOND == seal_of(digest)
+
+
+def seal(target: str | Path | int, stat: os.stat_result, digest: bytes) -> None:
+    """Set the seal, keeping the second in which the file was written."""
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns // _SECOND * _SECOND + seal_of(digest)))
+
+
+# -- bytes ------------------------------------------------------------------------------------------------------------
+def hash_file(path: str | Path) -> bytes:
+    """Give the sha256 of a file."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def write_new(path: Path, data: bytes, mode: int = 0o444) -> int:
+    """Write a new file and return its open descriptor, not yet synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError as error:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        if error.errno in NO_ROOM:
+            raise no_room(path, len(data)) from error
+        raise
+    return fd
+
+
+def copy_new(source: str | Path, path: Path, mode: int = 0o444) -> bytes:
+    """Copy a file to a new one, sharing its extents where the file system can; return the sha256 of the copy.
+
+    The copy is not yet synced.
+    """
+    digest = hashlib.sha256()
+    with open(source, "rb", buffering=0) as reader:
+        needed = os.fstat(reader.fileno()).st_size
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            if clone(reader.fileno(), fd):
+                with open(fd, "rb", buffering=0, closefd=False) as copy:
+                    return hashlib.file_digest(copy, "sha256").digest()
+            buffer = memoryview(bytearray(BLOCK))
+            while count := reader.readinto(buffer):
+                digest.update(buffer[:count])
+                left = buffer[:count]
+                while left:
+                    left = left[os.write(fd, left) :]
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if error.errno in NO_ROOM:
+                raise no_room(path, needed) from error
+            raise
+        finally:
+            os.close(fd)
+    return digest.digest()
+
+
+def clone(source: int, target: int) -> bool:
+    """Make `target` share the extents of `source`; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        return False
+    return True
+
+
+# -- durability -------------------------------------------------------------------------------------------------------
+def sync_path(path: str | Path) -> None:
+    """Put a file's or folder's content on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_files(paths: Iterable[str | Path], root: Path) -> None:
+    """Put the content of many files on the disk: one by one if few, else the whole file system at once."""
+    paths = list(paths)
+    if len(paths) > SYNC_EACH and sync_file_system(root):
+        return
+    in_threads(sync_path, paths)
+
+
+def sync_file_system(root: Path) -> bool:
+    """Sync the file system that holds `root`; False where the C library has no such call."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        return False
+    fd = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(root))
+    finally:
+        os.close(fd)
+    return True
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Map in threads, in order; the first failure is raised after all have ended."""
+    items = list(items)
+    if len(items) < 2 or WORKERS < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(function, items))
+
+
+@contextmanager
+def flocked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file: between threads and processes, gone when its holder dies."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,120 @@
+"""How sorted records are cut and written: the block format of manifests.
+
+A *record* is a key and a value; a value is 40 fixed bytes (a digest and a number) and a variable rest. In a range that
+is object key -> sha256, size, attributes; in a tree it is last key -> digest of a range, its entries, its first key.
+Keys are UTF-8, so sorted bytes are sorted code points, and 0xff (in no UTF-8 text) separates them::
+
+    "EMB1" | records u32 | key bytes u64 | distinct rests u32 | rest bytes u64 | keys, 0xff between
+           | records x 40 fixed bytes | if there are rests: records x u32 index (0 = empty) | rests, 0xff between
+
+Integers are little-endian. A block is a pure function of its records, so equal content has an equal digest.
+"""
+
+import json
+import struct
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from zlib import crc32
+
+from lake.errors import CorruptObject
+from lake.repository import Metadata, ObjectStat
+
+FIXED = 40
+MEAN_ENTRIES = 3072
+DEFAULT_TYPE = "application/octet-stream"
+_HEAD = struct.Struct("<4sIQIQ")
+_MAGIC = b"EMB1"
+_SEPARATOR = b"\xff"
+_LIMIT = (1 << 32) // MEAN_ENTRIES
+
+
+def pack(digest: bytes, number: int, rest: bytes = b"") -> bytes:
+    """Make a value."""
+    return digest + number.to_bytes(8, "little") + rest
+
+
+def digest_of(value: bytes) -> bytes:
+    """Give the digest in a value."""
+    return value[:32]
+
+
+def number_of(value: bytes) -> int:
+    """Give the number in a value: bytes of an object, or entries of a range."""
+    return int.from_bytes(value[32:40], "little")
+
+
+def pack_object(digest: bytes, size: int, content_type: str, metadata: Metadata) -> bytes:
+    """Make the value of an object; the usual content type without metadata takes no room."""
+    if content_type == DEFAULT_TYPE and not metadata:
+        return pack(digest, size)
+    rest = json.dumps([content_type, dict(sorted(metadata.items()))], separators=(",", ":"))
+    return pack(digest, size, rest.encode())
+
+
+def unpack_object(key: bytes, value: bytes, address: str) -> ObjectStat:
+    """Describe the object behind a record."""
+    size, checksum, rest = number_of(value), value[:32].hex(), value[FIXED:]
+    if not rest:
+        return ObjectStat(key.decode(), size, checksum, address=address)
+    content_type, metadata = json.loads(rest)
+    return ObjectStat(key.decode(), size, checksum, content_type, metadata, address)
+
+
+def encode(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
+    """Write sorted records as a block."""
+    joined = _SEPARATOR.join(keys)
+    fixed = b"".join(values)
+    rests: dict[bytes, int] = {}
+    parts = [joined, fixed]
+    if len(fixed) != FIXED * len(values):
+        parts[1] = b"".join([value[:FIXED] for value in values])
+        rests = {b"": 0}
+        index = array("I", [rests.setdefault(value[FIXED:], len(rests)) for value in values])
+        if sys.byteorder == "big":
+            index.byteswap()
+        del rests[b""]
+        parts += [index.tobytes(), _SEPARATOR.join(rests)]
+    rest_bytes = len(parts[3]) if rests else 0
+    return b"".join([_HEAD.pack(_MAGIC, len(keys), len(joined), len(rests), rest_bytes), *parts])
+
+
+def decode(block: bytes, name: str) -> tuple[list[bytes], list[bytes]]:
+    """Read a block back, or raise `CorruptObject` if its parts do not add up."""
+    if len(block) < _HEAD.size or not block.startswith(_MAGIC):
+        raise CorruptObject(f"manifest {name} is not a manifest", fix="restore it from a copy of the repository")
+    _, count, key_bytes, rest_count, rest_bytes = _HEAD.unpack_from(block)
+    start = _HEAD.size
+    body = start + key_bytes
+    index_at = body + count * FIXED
+    rest_at = index_at + (4 * count if rest_count else 0)
+    if len(block) != rest_at + rest_bytes:
+        raise CorruptObject(f"manifest {name} has the wrong length", fix="restore it from a copy of the repository")
+    if not count:
+        return [], []
+    keys = block[start:body].split(_SEPARATOR)
+    values = [block[at : at + FIXED] for at in range(body, index_at, FIXED)]
+    if rest_count:
+        index = array("I", block[index_at:rest_at])
+        if sys.byteorder == "big":
+            index.byteswap()
+        rests = [b"", *block[rest_at:].split(_SEPARATOR)]
+        values = [value + rests[which] if which else value for value, which in zip(values, index, strict=True)]
+    return keys, values
+
+
+def is_boundary(key: bytes) -> bool:
+    """Tell whether a range ends after `key`: about one key in 3,072, whatever stands around it."""
+    # The high bits of the product depend on all bits of the checksum, which alone is linear in the key.
+    return (crc32(key) * 0x9E3779B1) & 0xFFFFFFFF < _LIMIT
+
+
+def cut(keys: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield the half-open index ranges into which sorted keys are cut; only the last may lack a boundary."""
+    start = 0
+    ends = [at for at, key in enumerate(keys, 1) if (crc32(key) * 0x9E3779B1) & 0xFFFFFFFF < _LIMIT]
+    for end in ends:
+        yield start, end
+        start = end
+    if start < len(keys):
+        yield start, len(keys)

@@ -1,0 +1,433 @@
+"""The embedded engine: a versioned repository in a folder, with lakeFS's semantics and no server."""
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+from lake.durable import point
+from lake.engines.embedded import commits
+from lake.engines.embedded.database import Database
+from lake.engines.embedded.engine import (
+    DATABASE,
+    FORMAT,
+    MARKER,
+    Engine,
+    check_openable,
+    kind_of,
+)
+from lake.engines.embedded.files import guarded, guarded_items, sync_path, translate
+from lake.engines.embedded.folders import check_prefix
+from lake.engines.embedded.history import (
+    Branch,
+    History,
+    add_commit,
+    check_free,
+    check_unprotected,
+    commit_body,
+    new_token,
+    read_staging,
+    stage,
+)
+from lake.engines.embedded.merging import changes
+from lake.engines.embedded.mounts import check_file_system
+from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
+from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.store import Store
+from lake.engines.embedded.trees import Tree, Trees, overlay
+from lake.engines.embedded.workspaces import State, Values, forget_state, save_state
+from lake.errors import AlreadyExists, BadInput, ConflictError, ObjectNotFound, RefNotFound, nearest
+from lake.location import Location
+from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag
+from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
+
+MAIN = "main"
+
+
+class EmbeddedRepository(Handle):
+    """A repository in a folder. Safe between threads, processes and forks; see `Engine` for what lies where."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._history: History = engine.history
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+    @classmethod
+    def open(cls, path: Path) -> "EmbeddedRepository":
+        """Open the repository in a folder, removing what dead processes left."""
+        root = path.expanduser().absolute()
+        try:
+            check_openable(root)
+            engine = Engine(root)
+            with engine.db.read() as con:
+                tokens = {token: name for name, token in con.execute("SELECT name, token FROM branches")}
+            engine.scratch.sweep()
+            engine.workspaces.sweep(tokens)
+        except OSError as error:
+            raise translate(error, root) from error
+        return cls(engine)
+
+    @classmethod
+    def create(cls, path: Path) -> "EmbeddedRepository":
+        """Make a repository with one empty commit on `main`; whole, or not at all."""
+        root = path.expanduser().absolute()
+        if (root / MARKER).exists():
+            raise AlreadyExists(f"there is a repository at {root} already", fix="open it, or choose another folder")
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise AlreadyExists(f"{root} is not an empty folder", fix="choose another folder")
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            check_file_system(root.parent)
+            with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as hold:
+                fresh = Path(hold) / "repository"
+                _lay_out(fresh)
+                point("create.laid-out")
+                try:
+                    fresh.rename(root)
+                except OSError as error:
+                    if not root.exists():
+                        raise
+                    raise AlreadyExists(f"{root} was made by somebody else just now", fix="open it") from error
+            sync_path(root.parent)
+        except OSError as error:
+            raise translate(error, root) from error
+        return cls.open(root)
+
+    @property
+    def root(self) -> Path:
+        """The repository's folder."""
+        return self._engine.root
+
+    @property
+    def location(self) -> str:
+        """The repository's folder, as `lake.open` takes it."""
+        return str(self._engine.root)
+
+    def close(self) -> None:
+        """Close the database and remove this process's temporary files."""
+        self._engine.close()
+
+    # -- refs ---------------------------------------------------------------------------------------------------------
+    @guarded
+    def resolve(self, ref: str) -> CommitId:
+        """Give the full commit id behind `ref`."""
+        with self._engine.db.read() as con:
+            return self._history.resolve(con, ref)
+
+    @guarded
+    def commit_info(self, ref: str) -> Commit:
+        """Give the commit behind `ref`."""
+        with self._engine.db.read() as con:
+            return self._history.node(con, self._history.resolve(con, ref)).commit
+
+    @guarded
+    def branches(self, prefix: str = "") -> Mapping[str, CommitId]:
+        """Map branch names to committed heads, sorted."""
+        with self._engine.db.read() as con:
+            return self._history.listing(con, "branches", "head", prefix)
+
+    @guarded
+    def create_branch(self, name: str, source: str) -> CommitId:
+        """Make a branch at the commit behind `source`."""
+        check_branch(name)
+        with self._engine.db.write() as con:
+            head = self._history.resolve(con, source)
+            check_free(con, name)
+            con.execute("INSERT INTO branches VALUES (?, ?, ?)", (name, head, new_token(name)))
+        return head
+
+    @guarded
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch and what is pending on it."""
+        with self._engine.locked(name) as branch:
+            if name == MAIN:
+                raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
+            with self._engine.db.write() as con:
+                con.execute("DELETE FROM branches WHERE token = ?", (branch.token,))
+                con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+                forget_state(con, branch.token)
+            point("delete-branch.forgotten")
+            self._engine.workspaces.discard(branch.token)
+            (self.root / "locks" / branch.token).unlink(missing_ok=True)
+
+    @guarded
+    def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
+        """Map tag names to commits, sorted."""
+        with self._engine.db.read() as con:
+            return self._history.listing(con, "tags", "target", prefix)
+
+    @guarded
+    def create_tag(self, name: str, ref: str) -> CommitId:
+        """Make a tag; of many callers one wins."""
+        check_tag(name)
+        with self._engine.db.write() as con:
+            commit = self._history.resolve(con, ref)
+            check_free(con, name)
+            con.execute("INSERT INTO tags VALUES (?, ?)", (name, commit))
+        return commit
+
+    @guarded
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag."""
+        with self._engine.db.write() as con:
+            if con.execute("DELETE FROM tags WHERE name = ?", (name,)).rowcount != 1:
+                known = self._history.listing(con, "tags", "target", "")
+                raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, known))
+
+    @guarded
+    def protect(self, pattern: str) -> None:
+        """Refuse direct changes of the branches that match a glob."""
+        check_pattern(pattern)
+        with self._engine.db.write() as con:
+            con.execute("INSERT OR IGNORE INTO protection VALUES (?)", (pattern,))
+
+    @guarded
+    def protected(self) -> tuple[str, ...]:
+        """List the protection patterns, sorted."""
+        with self._engine.db.read() as con:
+            return tuple(pattern for (pattern,) in con.execute("SELECT pattern FROM protection ORDER BY pattern"))
+
+    # -- objects ------------------------------------------------------------------------------------------------------
+    @guarded
+    def put(
+        self,
+        branch: str,
+        key: str,
+        data: bytes | Path,
+        *,
+        content_type: str = "application/octet-stream",
+        metadata: Metadata = NO_METADATA,
+    ) -> ObjectStat:
+        """Stage bytes, or the content of a file; when it returns they are on the disk."""
+        name = check_key(key).encode()
+        metadata = check_metadata(metadata)
+        self._writable(branch)
+        store = self._engine.objects
+        if isinstance(data, Path):
+            digest, size = store.put_file(data)
+        else:
+            digest, size = store.put_bytes(data), len(data)
+        point("put.object-stored")
+        value = pack_object(digest, size, content_type, metadata)
+        self._stage(branch, {name: value}, "put")
+        return unpack_object(name, value, store.path(digest))
+
+    @guarded
+    def delete(self, branch: str, keys: Collection[str]) -> None:
+        """Stage the removal of `keys`."""
+        self._writable(branch)
+        # A removal is staged even where nothing is: a commit that runs now may be about to bring the key in.
+        self._stage(branch, {name: None for key in keys if (name := _key_bytes(key)) is not None}, "delete")
+
+    def _writable(self, branch: str) -> Branch:
+        with self._engine.db.read() as con:
+            found = self._history.branch(con, branch)
+            check_unprotected(con, branch)
+        return found
+
+    def _stage(self, branch: str, values: Values, operation: str) -> None:
+        with self._engine.db.write() as con:
+            found = self._history.branch(con, branch)
+            check_unprotected(con, branch)
+            stage(con, found.token, values)
+            point(f"{operation}.before-staged")
+        point(f"{operation}.staged")
+
+    @guarded
+    def get(self, ref: str, key: str) -> bytes:
+        """Read an object and check its bytes."""
+        return self._engine.objects.read(digest_of(self._find(ref, key)), key)
+
+    @guarded
+    def stat(self, ref: str, key: str) -> ObjectStat:
+        """Describe an object."""
+        value = self._find(ref, key)
+        return unpack_object(key.encode(), value, self._engine.objects.path(digest_of(value)))
+
+    def _find(self, ref: str, key: str) -> bytes:
+        name = _key_bytes(key)
+        with self._engine.db.read() as con:
+            branch = self._history.staged_branch(con, ref)
+            if branch is not None:
+                row = con.execute("SELECT value FROM staging WHERE token = ? AND key = ?", (branch.token, name))
+                if staged := row.fetchone():
+                    if staged[0] is None:
+                        raise self._no_object(ref, key)
+                    return bytes(staged[0])
+            commit = branch.head if branch else self._history.resolve(con, ref)
+            digest = self._history.node(con, commit).tree
+        value = None if name is None else self._engine.trees.find(self._engine.trees.load(digest), name)
+        if value is None:
+            raise self._no_object(ref, key)
+        return value
+
+    def _no_object(self, ref: str, key: str) -> ObjectNotFound:
+        folder = key.rpartition("/")[0]
+        near = [item.key for item in self.list(ref, folder + "/" if folder else "", limit=1000)] if key else []
+        close = get_close_matches(key, near, n=1, cutoff=0.5)
+        return ObjectNotFound(
+            f"no object {key!r} at {ref!r}", fix=f"did you mean {close[0]!r}?" if close else "list what is there"
+        )
+
+    @guarded
+    def list(self, ref: str, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[ObjectStat]:
+        """Yield objects in byte order, from the state at the time of the call."""
+        head, start = prefix.encode(errors="replace"), after.encode(errors="replace")
+        with self._engine.db.read() as con:
+            branch = self._history.staged_branch(con, ref)
+            staged = read_staging(con, branch.token, head)[0] if branch else {}
+            commit = branch.head if branch else self._history.resolve(con, ref)
+            digest = self._history.node(con, commit).tree
+        tree = self._engine.trees.load(digest)
+        over = [(key, value) for key, value in staged.items() if key > start and key.startswith(head)]
+        items = islice(overlay(self._engine.trees.items(tree, head, start), over), limit)
+        address = self._engine.objects.path
+        return guarded_items((unpack_object(key, value, address(value[:32])) for key, value in items), self.root)
+
+    @guarded
+    def location_of(self, ref: str, prefix: str) -> Location:
+        """Give a read-only folder with the objects under `prefix`."""
+        commit = self.resolve(ref)
+        return Location(str(self._engine.views.folder(commit, self._tree(commit), prefix)))
+
+    @guarded
+    def workspace(self, branch: str, prefix: str) -> Location:
+        """Give a writable folder that starts with the branch's content under `prefix`."""
+        head = check_prefix(prefix)
+        self._writable(branch)
+        with self._engine.locked(branch) as found:
+            return Location(str(self._engine.workspaces.open(found, head)), writable=True)
+
+    # -- history ------------------------------------------------------------------------------------------------------
+    @guarded
+    def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
+        """Yield what a commit of `branch` would change."""
+        with self._engine.locked(branch) as found:
+            unsaved = self._engine.unsaved(self._engine.pending(found))
+        return iter([change for change in unsaved if change.key.startswith(prefix)])
+
+    @guarded
+    def commit(
+        self, branch: str, message: str, metadata: Metadata = NO_METADATA, *, allow_empty: bool = False
+    ) -> CommitId:
+        """Turn what is pending into one commit; when it returns it survives a power cut."""
+        return commits.commit(self._engine, branch, message, check_metadata(metadata), allow_empty=allow_empty)
+
+    @guarded
+    def reset(self, branch: str) -> None:
+        """Drop what is pending on `branch`."""
+        engine = self._engine
+        self._writable(branch)
+        with engine.locked(branch) as found:
+            pending = engine.pending(found)
+            if pending.state:
+                engine.workspaces.restore(found, pending.state)
+            with engine.db.write() as con:
+                check_unprotected(con, branch)
+                con.execute("DELETE FROM staging WHERE token = ?", (found.token,))
+                if pending.state:
+                    save_state(con, found.token, State(found.head, pending.state.prefixes, {}))
+
+    @guarded
+    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
+        """Yield commits, newest first."""
+        start = self.resolve(ref)
+        return guarded_items(islice(self._history.log(start, first_parent=first_parent), limit), self.root)
+
+    @guarded
+    def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
+        """Yield changes from `left` to `right`, sorted by key."""
+        with self._engine.db.read() as con:
+            ours, theirs = self._history.resolve(con, left), self._history.resolve(con, right)
+            base = self._history.merge_base(con, ours, theirs) if three_dot else None
+        head = prefix.encode(errors="replace")
+        if not three_dot:
+            found = self._two_dot(self._tree(ours), self._tree(theirs), head)
+        else:
+            start = self._engine.trees.load(base.tree) if base else self._engine.trees.empty()
+            found = self._three_dot(start, self._tree(ours), self._tree(theirs), head)
+        return guarded_items(found, self.root)
+
+    def _two_dot(self, left: Tree, right: Tree, prefix: bytes) -> Iterator[Change]:
+        for key, before, after in self._engine.trees.delta(left, right, prefix):
+            yield Change(key.decode(), kind_of(before, after))
+
+    def _three_dot(self, base: Tree, ours: Tree, theirs: Tree, prefix: bytes) -> Iterator[Change]:
+        left = changes(self._engine.trees, base, ours)
+        for key, before, after in self._engine.trees.delta(base, theirs, prefix):
+            if key not in left:
+                yield Change(key.decode(), kind_of(before, after))
+            elif left[key] != after:
+                yield Change(key.decode(), "conflict")
+
+    def _tree(self, commit: CommitId) -> Tree:
+        return self._engine.tree_of(commit)
+
+    @guarded
+    def merge(
+        self,
+        source: str,
+        dest: str,
+        message: str,
+        metadata: Metadata = NO_METADATA,
+        *,
+        strategy: Strategy | None = None,
+        squash: bool = False,
+        allow_empty: bool = False,
+        expect_head: CommitId | None = None,
+        contested: Collection[str] = (),
+    ) -> CommitId:
+        """Merge `source` into branch `dest` by whole units."""
+        if strategy is not None and strategy not in get_args(Strategy):
+            raise BadInput(f"strategy {strategy!r} is unknown", fix="use 'source-wins', 'dest-wins' or none")
+        return commits.merge(
+            self._engine,
+            source,
+            dest,
+            message,
+            check_metadata(metadata),
+            strategy=strategy,
+            squash=squash,
+            allow_empty=allow_empty,
+            expect_head=expect_head,
+            contested=contested,
+        )
+
+    @guarded
+    def revert(
+        self, branch: str, ref: str, *, parent: int | None = None, message: str = "", metadata: Metadata = NO_METADATA
+    ) -> CommitId:
+        """Undo commit `ref` on `branch` by a new commit."""
+        return commits.revert(self._engine, branch, ref, parent, message, check_metadata(metadata))
+
+
+def _key_bytes(key: str) -> bytes | None:
+    """Give the bytes of a key; None for text that no key can be."""
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        return None
+
+
+def _lay_out(root: Path) -> None:
+    """Write the files of an empty repository and put them on the disk."""
+    root.mkdir()
+    for name in ("tmp", "locks", "views", "workspaces"):
+        (root / name).mkdir()
+    Store.make(root / "objects")
+    Store.make(root / "manifests")
+    scratch = Scratch(root / "tmp")
+    tree = Trees(Store(root / "manifests", scratch)).empty()
+    scratch.close()
+    Database.make(root / DATABASE)
+    database = Database(root / DATABASE)
+    with database.write() as con:
+        head = add_commit(con, commit_body(tree.digest, [], "Repository created", {}))
+        con.execute("INSERT INTO branches VALUES (?, ?, ?)", (MAIN, head, new_token(MAIN)))
+    database.close()
+    (root / MARKER).write_text(json.dumps({"engine": "embedded", "format": FORMAT}) + "\n")
+    for folder in (root / MARKER, root / DATABASE, *root.iterdir(), root):
+        sync_path(folder)

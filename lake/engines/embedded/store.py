@@ -1,0 +1,291 @@
+"""The content-addressed store: one file per content, named by its sha256, never rewritten.
+
+A name in the store implies that its bytes were on the disk before the name was: bytes are synced under a temporary name
+(or in the workspace where they were written), then renamed or linked, then the folder is synced.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lake.engines.embedded.files import (
+    NO_ROOM,
+    SMALL,
+    clone,
+    copy_new,
+    flocked,
+    hash_file,
+    in_threads,
+    is_sealed,
+    no_room,
+    seal,
+    sync_files,
+    sync_path,
+    write_new,
+)
+from lake.engines.embedded.scratch import Scratch
+from lake.errors import ConflictError, CorruptObject, NotFound
+
+_FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of a workspace with what it holds now."""
+
+    path: str
+    digest: bytes
+    size: int
+    stat: os.stat_result
+    copy: Path | None = None  # a copy among the temporary files, made while hashing; None for a large file
+
+
+class Store:
+    """Contents by digest, below `root/<first two digits>/<the other 62>`."""
+
+    def __init__(self, root: Path, scratch: Scratch) -> None:
+        self.root = root
+        self._text = str(root)
+        self._scratch = scratch
+        self._can_clone = True  # until the file system says no
+
+    @staticmethod
+    def make(root: Path) -> None:
+        """Make the empty folders of a new store."""
+        root.mkdir()
+        for number in range(256):
+            (root / f"{number:02x}").mkdir()
+
+    def path(self, digest: bytes) -> str:
+        """Say where the object with this digest lies."""
+        name = digest.hex()
+        return f"{self._text}/{name[:2]}/{name[2:]}"
+
+    def holds(self, digest: bytes, size: int) -> bool:
+        """Tell whether the object is there and sound, by its seal or, if that is broken, by its bytes."""
+        path = self.path(digest)
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            return False
+        if is_sealed(stat, digest, size):
+            return True
+        if stat.st_size != size or hash_file(path) != digest:
+            return False
+        seal(path, stat, digest)
+        return True
+
+    def check(self, digest: bytes, size: int, what: str) -> None:
+        """Raise `CorruptObject` if the object is missing or damaged."""
+        if not self.holds(digest, size):
+            raise self.corrupt(digest, what)
+
+    def corrupt(self, digest: bytes, what: str) -> CorruptObject:
+        """Make the error that names a damaged object."""
+        state = "damaged" if os.path.exists(self.path(digest)) else "missing"
+        return CorruptObject(
+            f"object {digest.hex()} ({what}) is {state}: {self.path(digest)}",
+            fix="put the same bytes again to heal it, or restore that file from a copy of the repository",
+        )
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+    def put_bytes(self, data: bytes) -> bytes:
+        """Store bytes durably; returns their digest."""
+        return self.put_many([data])[0]
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[bytes]:
+        """Store many contents durably, with as few waits for the disk as that takes."""
+        digests = [hashlib.sha256(blob).digest() for blob in blobs]
+        fresh: list[tuple[Path, bytes]] = []
+        for digest, blob in zip(digests, blobs, strict=True):
+            if not self.holds(digest, len(blob)):
+                fresh.append((self._write(blob, digest), digest))
+        sync_files((path for path, _ in fresh), self.root)
+        for path, digest in fresh:
+            os.replace(path, self.path(digest))
+        self.sync_folders(digests)
+        return digests
+
+    def _write(self, blob: bytes, digest: bytes) -> Path:
+        path = self._scratch.new()
+        fd = write_new(path, blob)
+        try:
+            seal(fd, os.fstat(fd), digest)
+        finally:
+            os.close(fd)
+        return path
+
+    def put_file(self, source: Path) -> tuple[bytes, int]:
+        """Store a copy of a file durably; returns digest and size."""
+        path = self._scratch.new()
+        try:
+            digest = copy_new(source, path)
+        except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
+            raise NotFound(f"{source} cannot be read: {error.strerror}", fix="give a readable file") from error
+        stat = path.stat()
+        if self.holds(digest, stat.st_size):
+            path.unlink()
+        else:
+            seal(path, stat, digest)
+            sync_path(path)
+            os.replace(path, self.path(digest))
+        self.sync_folders([digest])
+        return digest, stat.st_size
+
+    def sync_folders(self, digests: Sequence[bytes]) -> None:
+        """Put the names of these objects on the disk, those that another process has just made too."""
+        in_threads(sync_path, {f"{self._text}/{digest[:1].hex()}" for digest in digests})
+
+    def survey(self, path: str) -> Found:
+        """Hash a workspace's file; a small one is copied on the way."""
+        before = os.stat(path)
+        copy: Path | None = None
+        if before.st_size < SMALL:
+            data = Path(path).read_bytes()
+            digest = hashlib.sha256(data).digest()
+            if len(data) == before.st_size and not self.holds(digest, len(data)):
+                copy = self._write(data, digest)
+        else:
+            digest = hash_file(path)
+        after = os.stat(path)
+        if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
+            raise ConflictError(
+                f"{path} was written while it was being committed", fix="finish writing, then commit again"
+            )
+        return Found(path, digest, after.st_size, after, copy)
+
+    def sync_found(self, found: Sequence[Found]) -> None:
+        """Seal what is about to be linked and put its bytes on the disk."""
+        paths: list[str | Path] = []
+        for item in found:
+            if item.copy is not None:
+                paths.append(item.copy)
+            elif item.size >= SMALL and item.stat.st_nlink == 1:
+                try:
+                    seal(item.path, item.stat, item.digest)
+                    os.chmod(item.path, 0o444)
+                except PermissionError:
+                    continue  # another user's file: `adopt` copies it
+                paths.append(item.path)
+        sync_files(paths, self.root)
+
+    def adopt(self, found: Sequence[Found]) -> None:
+        """Give the synced files of a workspace their names in the store."""
+        for item in found:
+            if item.copy is not None:
+                os.replace(item.copy, self.path(item.digest))
+            elif not self.holds(item.digest, item.size):
+                self._link_in(item)
+        self.sync_folders([item.digest for item in found])
+        for item in found:
+            # From here on the workspace's file is known as unchanged by its seal.
+            if not is_sealed(os.stat(item.path), item.digest, item.size):
+                seal(item.path, item.stat, item.digest)
+
+    def _link_in(self, item: Found) -> None:
+        path = self._scratch.new()
+        try:
+            os.link(item.path, path)
+            stat = os.stat(path)
+            if not is_sealed(stat, item.digest, item.size):
+                # Linked from elsewhere, or not ours to seal: a copy leaves that file alone.
+                path.unlink()
+                raise OSError(errno.EPERM, "not sealed", item.path)
+        except OSError as error:
+            if error.errno not in _FALL_BACK:
+                raise
+            if copy_new(item.path, path) != item.digest:
+                path.unlink()
+                raise ConflictError(
+                    f"{item.path} was written while it was being committed", fix="finish writing, then commit again"
+                ) from error
+            seal(path, path.stat(), item.digest)
+            sync_path(path)
+        os.replace(path, self.path(item.digest))
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+    def read(self, digest: bytes, what: str) -> bytes:
+        """Read an object and check its bytes, or raise `CorruptObject`."""
+        try:
+            data = Path(self.path(digest)).read_bytes()
+        except FileNotFoundError:
+            raise self.corrupt(digest, what) from None
+        if hashlib.sha256(data).digest() != digest:
+            raise self.corrupt(digest, what)
+        return data
+
+    def link_out(self, digest: bytes, size: int, target: str, what: str) -> None:
+        """Make `target` a hard link to an object; a copy where links cannot be made."""
+        source = self.path(digest)
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            if not os.path.exists(source):
+                raise self.corrupt(digest, what) from None
+            raise
+        except OSError as error:
+            if error.errno == errno.EMLINK:
+                self._renew(digest)
+                os.link(source, target)
+            elif error.errno in _FALL_BACK:
+                self.copy_out(digest, size, target, what, mode=0o444)
+            else:
+                raise
+        if not is_sealed(os.stat(target), digest, size) and not self.holds(digest, size):
+            os.unlink(target)
+            raise self.corrupt(digest, what)
+
+    def lend(self, digest: bytes, size: int, target: str, what: str) -> None:
+        """Make `target` a writable file with an object's content: a copy if small, else shared extents, else a link."""
+        if size < SMALL:
+            self.copy_out(digest, size, target, what)
+            return
+        if self._can_clone:
+            self._can_clone = self._clone_out(digest, size, target, what)
+        if not self._can_clone:
+            self.link_out(digest, size, target, what)
+
+    def _clone_out(self, digest: bytes, size: int, target: str, what: str) -> bool:
+        self.check(digest, size, what)
+        with open(self.path(digest), "rb", buffering=0) as source, open(target, "xb", buffering=0) as copy:
+            if not clone(source.fileno(), copy.fileno()):
+                os.unlink(target)
+                return False
+            seal(copy.fileno(), os.fstat(copy.fileno()), digest)
+        return True
+
+    def copy_out(self, digest: bytes, size: int, target: str, what: str, mode: int = 0o644) -> None:
+        """Make `target` a sealed copy of an object, sharing extents where the file system can."""
+        if size < SMALL:
+            fd = write_new(Path(target), self.read(digest, what), mode)
+            try:
+                seal(fd, os.fstat(fd), digest)
+            finally:
+                os.close(fd)
+            return
+        try:
+            copied = copy_new(self.path(digest), Path(target), mode)
+        except FileNotFoundError:
+            raise self.corrupt(digest, what) from None
+        except OSError as error:
+            raise (no_room(target, size) if error.errno in NO_ROOM else error) from error
+        if copied != digest:
+            os.unlink(target)
+            raise self.corrupt(digest, what)
+        seal(target, os.stat(target), digest)
+
+    def _renew(self, digest: bytes) -> None:
+        """Put a second copy in place of an object that has as many links as the file system allows (ext4: 65,000)."""
+        source = self.path(digest)
+        with flocked(self._scratch.root / ".renew"):
+            path = self._scratch.new()
+            if copy_new(source, path) != digest:
+                path.unlink()
+                raise self.corrupt(digest, "while a second copy was made")
+            seal(path, path.stat(), digest)
+            sync_path(path)
+            os.replace(path, source)
+            sync_path(os.path.dirname(source))

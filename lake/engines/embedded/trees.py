@@ -1,0 +1,275 @@
+"""Trees: the content of a commit as a list of ranges, shared between commits wherever nothing changed.
+
+A range ends at a boundary key (`ranges.is_boundary`), so how a tree is cut depends on its keys alone, not on the order
+of edits: equal content gives an equal tree, and a change rewrites only the ranges it falls into.
+"""
+
+import heapq
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from threading import Lock
+from typing import Generic, TypeVar
+
+from lake.engines.embedded.ranges import cut, decode, encode, is_boundary, number_of, pack
+from lake.engines.embedded.store import Store
+
+CACHED_ENTRIES = 300_000
+T = TypeVar("T")
+Records = tuple[list[bytes], list[bytes]]
+Edits = Mapping[bytes, bytes | None]
+Delta = tuple[bytes, bytes | None, bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The ranges of one commit, in key order."""
+
+    digest: bytes
+    firsts: tuple[bytes, ...]
+    lasts: tuple[bytes, ...]
+    ranges: tuple[bytes, ...]  # digests
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A tree under construction: what it keeps, and the blocks that are new."""
+
+    firsts: list[bytes] = field(default_factory=list)
+    lasts: list[bytes] = field(default_factory=list)
+    ranges: list[bytes | int] = field(default_factory=list)  # a digest, or the position of a new block
+    counts: list[int] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)
+
+    def keep(self, tree: Tree, start: int, end: int) -> None:
+        self.firsts += tree.firsts[start:end]
+        self.lasts += tree.lasts[start:end]
+        self.ranges += tree.ranges[start:end]
+        self.counts += tree.counts[start:end]
+
+    def add(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        self.firsts.append(keys[0])
+        self.lasts.append(keys[-1])
+        self.ranges.append(len(self.blocks))
+        self.counts.append(len(keys))
+        self.blocks.append(encode(keys, values))
+
+
+class _Cache(Generic[T]):
+    """The most recently used values, up to a total weight."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._total = 0
+        self._items: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: bytes, load: Callable[[], tuple[T, int]]) -> T:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key][0]
+        value, weight = load()
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = (value, weight)
+                self._total += weight
+            while self._total > self._limit and len(self._items) > 1:
+                _, (_, lighter) = self._items.popitem(last=False)
+                self._total -= lighter
+        return value
+
+
+class Trees:
+    """Reads, edits and compares trees in a store of manifests."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ranges: _Cache[Records] = _Cache(CACHED_ENTRIES)
+        self._trees: _Cache[Tree] = _Cache(CACHED_ENTRIES)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+    def load(self, digest: bytes) -> Tree:
+        """Read a tree."""
+
+        def read() -> tuple[Tree, int]:
+            keys, values = decode(self._store.read(digest, "manifest"), digest.hex())
+            tree = Tree(
+                digest,
+                tuple(value[40:] for value in values),
+                tuple(keys),
+                tuple(value[:32] for value in values),
+                tuple(number_of(value) for value in values),
+            )
+            return tree, len(keys) + 1
+
+        return self._trees.get(digest, read)
+
+    def records(self, digest: bytes) -> Records:
+        """Read a range: its keys and its values."""
+
+        def read() -> tuple[Records, int]:
+            keys, values = decode(self._store.read(digest, "manifest range"), digest.hex())
+            return (keys, values), len(keys)
+
+        return self._ranges.get(digest, read)
+
+    def find(self, tree: Tree, key: bytes) -> bytes | None:
+        """Give the value of a key, or None."""
+        which = bisect_left(tree.lasts, key)
+        if which == len(tree.lasts) or key < tree.firsts[which]:
+            return None
+        keys, values = self.records(tree.ranges[which])
+        at = bisect_left(keys, key)
+        return values[at] if at < len(keys) and keys[at] == key else None
+
+    def items(self, tree: Tree, prefix: bytes = b"", after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield the records whose key starts with `prefix` and is greater than `after`, sorted."""
+        low = max(prefix, after)
+        for which in range(bisect_left(tree.lasts, low), len(tree.lasts)):
+            first = tree.firsts[which]
+            if first > low and not first.startswith(prefix):
+                return
+            keys, values = self.records(tree.ranges[which])
+            start = bisect_right(keys, after) if after >= prefix and after else bisect_left(keys, prefix)
+            if tree.lasts[which].startswith(prefix):
+                yield from zip(islice(keys, start, None), islice(values, start, None), strict=True)
+                continue
+            for at in range(start, len(keys)):
+                if not keys[at].startswith(prefix):
+                    return
+                yield keys[at], values[at]
+
+    # -- comparing ----------------------------------------------------------------------------------------------------
+    def delta(self, left: Tree, right: Tree, prefix: bytes = b"") -> Iterator[Delta]:
+        """Yield (key, value in left, value in right) where they differ, sorted; ranges in both are never read."""
+        if left.digest == right.digest:
+            return
+        both = set(left.ranges).intersection(right.ranges)
+        spans = [
+            (first, last, side, digest)
+            for side, tree in enumerate((left, right))
+            for first, last, digest in zip(tree.firsts, tree.lasts, tree.ranges, strict=True)
+            if digest not in both and last >= prefix and (first <= prefix or first.startswith(prefix))
+        ]
+        spans.sort()
+        group: list[tuple[int, bytes]] = []
+        reach = b""
+        for first, last, side, digest in spans:
+            # Only ranges that overlap can hold the same key.
+            if group and first > reach:
+                yield from self._delta_of(group, prefix)
+                group = []
+            group.append((side, digest))
+            reach = max(reach, last)
+        if group:
+            yield from self._delta_of(group, prefix)
+
+    def _delta_of(self, group: Sequence[tuple[int, bytes]], prefix: bytes) -> Iterator[Delta]:
+        sides: tuple[dict[bytes, bytes], dict[bytes, bytes]] = ({}, {})
+        for side, digest in group:
+            sides[side].update(zip(*self.records(digest), strict=True))
+        left, right = sides
+        for key in sorted({key for key, _ in left.items() ^ right.items()}):
+            if key.startswith(prefix):
+                yield key, left.get(key), right.get(key)
+
+    # -- editing ------------------------------------------------------------------------------------------------------
+    def empty(self) -> Tree:
+        """Give the tree without objects, storing it."""
+        return self._finish(_Draft())
+
+    def edit(self, tree: Tree, edits: Edits) -> Tree:
+        """Give the tree with `edits` applied (None removes), stored durably; the same tree if nothing changes."""
+        if not edits:
+            return tree
+        draft = _Draft()
+        # The records that wait for a boundary: their range's own one was removed, or never was (the last range).
+        waiting: Records = ([], [])
+        done = 0
+        for which, part in _by_range(tree, edits):
+            if which > done and waiting[0]:
+                done, waiting = self._settle(tree, draft, done, which, waiting)
+            draft.keep(tree, done, which)
+            old = self.records(tree.ranges[which]) if which < len(tree.ranges) else ([], [])
+            merged = _apply(old, part)
+            waiting = _emit(draft, (waiting[0] + merged[0], waiting[1] + merged[1]))
+            done = which + 1
+        if waiting[0]:
+            done, waiting = self._settle(tree, draft, done, len(tree.ranges), waiting)
+        draft.keep(tree, done, len(tree.ranges))
+        if waiting[0]:
+            draft.add(*waiting)
+        return self._finish(draft)
+
+    def _settle(self, tree: Tree, draft: _Draft, done: int, until: int, waiting: Records) -> tuple[int, Records]:
+        """Let waiting records run into the unedited ranges that follow, until a boundary ends them."""
+        while waiting[0] and done < until:
+            keys, values = self.records(tree.ranges[done])
+            waiting = _emit(draft, (waiting[0] + keys, waiting[1] + values))
+            done += 1
+        return done, waiting
+
+    def _finish(self, draft: _Draft) -> Tree:
+        stored = self._store.put_many(draft.blocks)
+        digests = tuple(stored[entry] if isinstance(entry, int) else entry for entry in draft.ranges)
+        block = encode(
+            draft.lasts,
+            [pack(*item) for item in zip(digests, draft.counts, draft.firsts, strict=True)],
+        )
+        digest = self._store.put_bytes(block)
+        return Tree(digest, tuple(draft.firsts), tuple(draft.lasts), digests, tuple(draft.counts))
+
+
+def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, list[tuple[bytes, bytes | None]]]]:
+    """Group sorted edits by the range they fall into; what lies behind the last range goes with it."""
+    keys = sorted(edits)
+    top = max(len(tree.lasts) - 1, 0)
+    start = 0
+    while start < len(keys):
+        which = min(bisect_left(tree.lasts, keys[start]), top)
+        end = len(keys) if which == top else bisect_right(keys, tree.lasts[which])
+        yield which, [(key, edits[key]) for key in keys[start:end]]
+        start = end
+
+
+def _apply(records: Records, part: Sequence[tuple[bytes, bytes | None]]) -> Records:
+    merged = dict(zip(*records, strict=True))
+    for key, value in part:
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    keys = sorted(merged)
+    return keys, [merged[key] for key in keys]
+
+
+def _emit(draft: _Draft, records: Records) -> Records:
+    """Add the ranges that end at a boundary; returns what is left waiting for one."""
+    keys, values = records
+    for start, end in cut(keys):
+        if end == len(keys) and not is_boundary(keys[-1]):
+            return keys[start:], values[start:]
+        draft.add(keys[start:end], values[start:end])
+    return [], []
+
+
+def overlay(
+    items: Iterator[tuple[bytes, bytes]], staged: Sequence[tuple[bytes, bytes | None]]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Merge sorted staged records (None removes) over sorted committed ones."""
+    if not staged:
+        yield from items
+        return
+    last: bytes | None = None
+    both = heapq.merge(((key, 0, value) for key, value in staged), ((key, 1, value) for key, value in items))
+    for key, _, value in both:
+        if key != last and value is not None:
+            yield key, value
+        last = key
