@@ -33,9 +33,10 @@ def _root(show_version: Version = False) -> None:
 
 
 def _add_groups() -> None:
-    from releases.app import cli_sql
+    from releases.app import cli_lake, cli_release, cli_sql
 
-    cli_sql.add_to(app)
+    for group in (cli_lake, cli_release, cli_sql):
+        group.add_to(app)
 
 
 _add_groups()
@@ -55,6 +56,13 @@ def main() -> None:
         # The reader (`| head`) has gone; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        # Whatever ends here is a fault of ours: say so in one line, and keep the traceback for who wants to mend it.
+        if os.environ.get("EMLAKE_DEBUG"):
+            raise
+        typer.echo(f"error[bug]: {type(error).__name__}: {error}", err=True)
+        typer.echo("  fix: run it again with EMLAKE_DEBUG=1 and report what it prints", err=True)
+        sys.exit(1)
 
 
 def report(error: LakeError) -> None:

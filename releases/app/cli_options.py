@@ -23,14 +23,14 @@ Version = Annotated[bool, typer.Option("--version", help="Print the version and 
 
 def locate(repo: str | None) -> str:
     """Find the repository a command is meant for, as git does; `RepositoryNotFound` says where it looked."""
-    from lake.engines.embedded import is_repository
+    from lake.engines.embedded.engine import MARKER
 
     named = repo or os.environ.get("EMLAKE_REPO")
     if named:
         return named
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if is_repository(folder):
+        if (folder / MARKER).is_file():
             return str(folder)
     raise RepositoryNotFound(
         f"no repository in {here} or above it", fix="give --repo LOCATION, set EMLAKE_REPO, or run `emlake init FOLDER`"

@@ -1,0 +1,300 @@
+"""Metrics as pure functions: frames and arrays in, measured values out. Every metric has a unit and a definition.
+
+A value that cannot be computed is `unknown` with the reason, never left out and never zero.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lake.box import Box
+from lake.measures import Scores, synapse_f1
+
+Labels = NDArray[Any]
+Nm = tuple[float, float, float]
+
+DEFINITIONS: dict[str, tuple[str, str]] = {
+    "tile_integrity": ("1", "share of tiles not in quarantine whose bytes decode and match their recorded sha256"),
+    "tile_focus_min": ("1", "least focus of a tile not in quarantine: variance of Laplacian over the section median"),
+    "tile_saturation_max": ("1", "largest share of clipped pixels of a tile not in quarantine"),
+    "stitch_residual_p95": ("px", "95th percentile of seam residuals after the solve; globally the worst section"),
+    "coverage": ("1", "share of a section's area that tiles cover"),
+    "coverage_min": ("1", "least coverage of any section"),
+    "alignment_ncc": ("1", "median correlation with the previous section"),
+    "alignment_residual": ("px", "median match residual against the previous section; globally the worst section"),
+    "alignment_folds": ("cells", "grid cells with a non-positive Jacobian; globally their sum"),
+    "vi_split": ("bits", "H(segmentation | truth), voxels with truth > 0"),
+    "vi_merge": ("bits", "H(truth | segmentation), voxels with truth > 0"),
+    "adapted_rand_error": ("1", "1 - F-score of voxel pairs, voxels with truth > 0"),
+    "labelled_voxels": ("voxels", "voxels with truth > 0, on which the scores above are computed"),
+    "block_continuity": ("1", "label agreement across block faces over that across planes one voxel inside"),
+    "orphan_share": ("1", "share of voxels in segments of at least 1000 voxels without boundary contact and synapse"),
+    "largest_segment_share": ("1", "voxels of the largest segment over all voxels of segments"),
+    "synapse_f1": ("1", "F1 of synapses matched one to one within 300 nm between the same pair of true cells"),
+    "synapse_precision": ("1", "share of detected synapses that are matched, as for synapse_f1"),
+    "synapse_recall": ("1", "share of true synapses that are matched, as for synapse_f1"),
+    "synapse_binding": ("1", "share of synapses with a root on both sides"),
+    "autapse_share": ("1", "share of bound synapses with the same root on both sides"),
+    "synapses": ("synapses", "detected synapses"),
+    "graph_violations": ("rows", "rows that break a rule of the segment graph, over all checks of kind graph"),
+    "missing_blocks": ("blocks", "planned blocks of the tree's runs without a finished row, plus missing chunks"),
+}  # fmt: skip
+MATCH_NM = 300.0
+ORPHAN_VOXELS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured value.
+
+    Parameters
+    ----------
+    scope : str
+        global, region, section or tile; `scope_id` says which one.
+    value : float or None
+        None if unknown, and then `reason` says why.
+    box : (min_x, min_y, min_z, max_x, max_y, max_z) nm, half-open, or None
+    """
+
+    metric: str
+    scope: str
+    scope_id: str
+    value: float | None
+    reason: str = ""
+    box: tuple[float, float, float, float, float, float] | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Give the row of `qc_metrics`, but for commit and run."""
+        unit, definition = DEFINITIONS[self.metric]
+        known = self.value is not None and math.isfinite(self.value)
+        box = self.box or (None,) * 6
+        names = ("min_x", "min_y", "min_z", "max_x", "max_y", "max_z")
+        return {
+            "metric": self.metric,
+            "scope": self.scope,
+            "scope_id": self.scope_id,
+            **dict(zip(names, box, strict=True)),
+            "value": float(self.value) if known and self.value is not None else None,
+            "unit": unit,
+            "definition": definition,
+            "status": "ok" if known else "unknown",
+            "reason": None if known else (self.reason or "there is nothing to measure"),
+        }
+
+
+def everywhere(metric: str, value: float | None, reason: str = "") -> Metric:
+    """Make a global metric."""
+    return Metric(metric, "global", "", value, reason)
+
+
+def box_nm(box: Box, voxel_nm: Nm) -> tuple[float, float, float, float, float, float]:
+    """Give a voxel box as (min_x, min_y, min_z, max_x, max_y, max_z) in nm."""
+    low = [a * s for a, s in zip(box.start, voxel_nm, strict=True)]
+    high = [b * s for b, s in zip(box.stop, voxel_nm, strict=True)]
+    return low[2], low[1], low[0], high[2], high[1], high[0]
+
+
+def tile_metrics(tiles: pl.DataFrame, damaged: Mapping[str, str]) -> list[Metric]:
+    """Measure the tiles that are not in quarantine.
+
+    Parameters
+    ----------
+    tiles : frame of table `tiles`
+    damaged : mapping of path to fault
+        Tiles whose bytes were read again and found wrong.
+    """
+    kept = tiles.filter(pl.col("status") == "ok")
+    if kept.is_empty():
+        return [
+            everywhere(m, None, "no tile is in use")
+            for m in ("tile_integrity", "tile_focus_min", "tile_saturation_max")
+        ]
+    good = kept.filter(pl.col("shape_x").is_not_null() & ~pl.col("path").is_in(list(damaged)))
+    bad = [Metric("tile_integrity", "tile", path, 0.0) for path in sorted(damaged)]
+    return [
+        everywhere("tile_integrity", good.height / kept.height),
+        everywhere("tile_focus_min", _number(kept["focus"].min()), "no tile has a focus value"),
+        everywhere("tile_saturation_max", _number(kept["saturation"].max()), "no tile has a saturation value"),
+        *bad,
+    ]
+
+
+def section_metrics(sections: pl.DataFrame) -> list[Metric]:
+    """Measure stitching, coverage and alignment per section, and the worst of each globally."""
+    columns = {
+        "stitch_residual_p95": "residual_px", "coverage": "coverage", "alignment_ncc": "ncc",
+        "alignment_residual": "alignment_residual_px", "alignment_folds": "folds",
+    }  # fmt: skip
+    found = [
+        Metric(metric, "section", str(row["section"]), _number(row[column]))
+        for row in sections.sort("section").to_dicts()
+        for metric, column in columns.items()
+        # The first section has no predecessor, a single tile has no seam: no row, rather than an unknown one.
+        if row[column] is not None
+    ]
+    none = "the table of sections holds no value"
+    return [
+        *found,
+        everywhere("stitch_residual_p95", _number(sections["residual_px"].max()), none),
+        everywhere("coverage_min", _number(sections["coverage"].min()), none),
+        everywhere("alignment_residual", _number(sections["alignment_residual_px"].max()), none),
+        everywhere("alignment_folds", _number(sections["folds"].sum()) if sections.height else None, none),
+    ]
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def score_metrics(scores: Scores, scope: str, scope_id: str, box: Any = None) -> list[Metric]:
+    """Turn scores against the truth into metrics; a place without truth gives none but globally."""
+    if scores.voxels == 0 and scope != "global":
+        return []
+    reason = "no voxel is labelled in volumes/ground_truth"
+    values = {
+        "vi_split": scores.vi_split, "vi_merge": scores.vi_merge, "adapted_rand_error": scores.adapted_rand_error,
+        "labelled_voxels": float(scores.voxels),
+    }  # fmt: skip
+    return [Metric(metric, scope, scope_id, value, reason, box) for metric, value in values.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuity:
+    """Voxel pairs that agree, and all, across block faces and one voxel inside them."""
+
+    face_same: int = 0
+    face_all: int = 0
+    inner_same: int = 0
+    inner_all: int = 0
+
+    def __add__(self, other: "Continuity") -> "Continuity":
+        return Continuity(
+            self.face_same + other.face_same,
+            self.face_all + other.face_all,
+            self.inner_same + other.inner_same,
+            self.inner_all + other.inner_all,
+        )
+
+    @property
+    def ratio(self) -> float | None:
+        """Agreement across faces over agreement inside; near 1 if blocks leave no trace."""
+        if not self.face_all or not self.inner_same:
+            return None
+        return (self.face_same / self.face_all) / (self.inner_same / self.inner_all)
+
+
+def continuity(labels: Labels, core: tuple[int, int, int]) -> Continuity:
+    """Compare labels across the high faces of a block with those one voxel inside.
+
+    Parameters
+    ----------
+    labels : (z, y, x) integer
+        A block and, where the volume goes on, one more plane on the high side of each axis.
+    core : (z, y, x) int
+        Shape of the block itself.
+    """
+    total = Continuity()
+    for axis, size in enumerate(core):
+        if labels.shape[axis] <= size or size < 2:
+            continue
+        planes = []
+        for at in (size - 2, size - 1, size):
+            index: list[Any] = [slice(0, n) for n in core]
+            index[axis] = at
+            planes.append(labels[tuple(index)])
+        inner, last, beyond = planes
+        face = (last != 0) & (beyond != 0)
+        inside = (inner != 0) & (last != 0)
+        total += Continuity(
+            int((last == beyond)[face].sum()),
+            int(face.sum()),
+            int((inner == last)[inside].sum()),
+            int(inside.sum()),
+        )
+    return total
+
+
+def orphans(segments: pl.DataFrame, synapses: pl.DataFrame) -> pl.Series:
+    """Name the orphans: roots of at least `ORPHAN_VOXELS` voxels that touch no face of the volume and no synapse."""
+    bound = pl.concat([synapses["pre_pt_root_id"], synapses["post_pt_root_id"]]).unique()
+    chosen = segments.filter(
+        (pl.col("voxels") >= ORPHAN_VOXELS)
+        & (pl.col("boundary_faces").fill_null(0) == 0)
+        & ~pl.col("root_id").is_in(bound.implode())
+    )
+    return chosen["root_id"]
+
+
+def orphan_metrics(supervoxels: pl.DataFrame, roots: pl.Series, boxes: Mapping[str, Any]) -> list[Metric]:
+    """Give the share of voxels in orphans, globally and by region.
+
+    `supervoxels` has columns region, voxels, root_id; `boxes` maps region names to nm boxes.
+    """
+    total = int(supervoxels["voxels"].sum())
+    lost = supervoxels.with_columns(
+        lost=pl.when(pl.col("root_id").is_in(roots.implode())).then(pl.col("voxels")).otherwise(0)
+    )
+    by_region = lost.group_by("region").agg(pl.col("lost").sum(), pl.col("voxels").sum()).sort("region")
+    share = int(lost["lost"].sum()) / total if total else None
+    return [
+        everywhere("orphan_share", share, "there are no supervoxels"),
+        *(
+            Metric("orphan_share", "region", row["region"], row["lost"] / row["voxels"], box=boxes.get(row["region"]))
+            for row in by_region.to_dicts()
+        ),
+    ]
+
+
+def binding_metrics(synapses: pl.DataFrame, boxes: Mapping[str, Any]) -> list[Metric]:
+    """Measure how many synapses are bound on both sides and how many are autapses, globally and by region."""
+    bound = (pl.col("pre_pt_root_id") != 0) & (pl.col("post_pt_root_id") != 0)
+    marked = synapses.select(
+        "region", bound.alias("bound"), (bound & (pl.col("pre_pt_root_id") == pl.col("post_pt_root_id"))).alias("self")
+    )
+    found: list[Metric] = []
+    groups: Iterable[tuple[str, str, pl.DataFrame]] = [("global", "", marked)]
+    groups = [
+        *groups,
+        *(("region", str(key[0]), part) for key, part in marked.group_by(["region"], maintain_order=True)),
+    ]
+    for scope, scope_id, part in groups:
+        n, n_bound = part.height, int(part["bound"].sum())
+        place = (scope, scope_id)
+        none = "there are no synapses"
+        box = boxes.get(scope_id)
+        found += [
+            Metric("synapse_binding", *place, n_bound / n if n else None, none, box),
+            Metric("autapse_share", *place, int(part["self"].sum()) / n_bound if n_bound else None, none, box),
+            Metric("synapses", *place, float(n), none, box),
+        ]
+    # A region whose few synapses are all unbound has no autapse share: leave the row out, it says nothing.
+    return [m for m in found if m.scope == "global" or m.value is not None]
+
+
+def synapse_metrics(
+    points: NDArray[np.float64], pairs: Labels, true_points: NDArray[np.float64], true_pairs: Labels
+) -> list[Metric]:
+    """Score detected synapses against the true ones.
+
+    Parameters
+    ----------
+    points, true_points : (n, 3) float64
+        Centres, nm.
+    pairs, true_pairs : (n, 2) integer
+        True cells (pre, post) under the two ends.
+    """
+    if len(true_points) == 0:
+        return [
+            everywhere(m, None, "no synapse is known") for m in ("synapse_f1", "synapse_precision", "synapse_recall")
+        ]
+    result = synapse_f1(points, pairs, true_points, true_pairs, MATCH_NM)
+    return [
+        everywhere("synapse_f1", result.f1),
+        everywhere("synapse_precision", result.precision, "no synapse was detected"),
+        everywhere("synapse_recall", result.recall),
+    ]

@@ -1,0 +1,147 @@
+"""Commands about the repository itself: init, log, doctor, server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lake.errors import BadInput, LakeError
+from releases.app.cli_options import Json, Repo, locate, open_repo, print_json
+
+server = typer.Typer(help="A lakeFS server of one's own on 127.0.0.1.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the root."""
+    app.command()(init)
+    app.command()(log)
+    app.command()(doctor)
+    app.add_typer(server, name="server")
+
+
+def numbers(text: str, name: str) -> tuple[float, float, float]:
+    """Read `z,y,x`; `BadInput` quotes what cannot be read."""
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInput(f"{name} {text!r} cannot be read", fix="write three numbers, z,y,x") from error
+    return z, y, x
+
+
+def init(
+    location: Annotated[str, typer.Argument(help="A new folder, or lakefs://host:port/name.")],
+    block: Annotated[str, typer.Option("--block", help="Voxels of one region, z,y,x; fixed for ever.")] = "64,64,64",
+    voxel: Annotated[str, typer.Option("--voxel", help="Voxel size in nm, z,y,x.")] = "16,8,8",
+    policy: Annotated[Path | None, typer.Option("--policy", help="Release policy, TOML; else the default.")] = None,
+) -> None:
+    """Make a repository: branches, policy, grid, gate, protection."""
+    from releases.setup import init as make
+
+    z, y, x = numbers(block, "--block")
+    if any(edge != int(edge) for edge in (z, y, x)):
+        raise BadInput(f"--block {block!r} is not whole voxels", fix="write three whole numbers, z,y,x")
+    if policy is not None and not policy.is_file():
+        raise BadInput(f"--policy {policy}: there is no such file", fix="give a TOML file, or leave it out")
+    repo = make(
+        location,
+        block_zyx=(int(z), int(y), int(x)),
+        voxel_nm_zyx=numbers(voxel, "--voxel"),
+        policy=policy.read_bytes() if policy else None,
+    )
+    typer.echo(f"repository {repo.location}: main is at {repo.resolve('main')}")
+
+
+def log(
+    ref: Annotated[str, typer.Argument(help="Branch, tag or commit.")] = "main",
+    repo: Repo = None,
+    limit: Annotated[int, typer.Option("-n", help="At most so many commits.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List commits, newest first."""
+    rows = [
+        {
+            "id": c.id,
+            "parents": list(c.parents),
+            "created": c.created,
+            "message": c.message,
+            "metadata": dict(c.metadata),
+        }
+        for c in open_repo(repo).log(ref, limit=limit)
+    ]
+    if as_json:
+        print_json({"ref": ref, "commits": rows})
+        return
+    for row in rows:
+        typer.echo(f"{str(row['id'])[:12]}  {row['created']:%Y-%m-%d %H:%M:%S}  {row['message']}")
+
+
+def doctor(
+    repo: Repo = None,
+    break_lock: Annotated[str | None, typer.Option("--break-lock", help="Break the lock of this branch.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Remove what dead sessions left behind.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at the machine and the repository, and say what is wrong and what to do."""
+    from lake.session import break_lock as break_it
+    from lake.session import locks
+    from lake.session import sweep as sweep_up
+    from releases.app.health import examine
+
+    findings = examine()
+    held = []
+    try:
+        where = locate(repo)
+    except LakeError as error:
+        findings.append(("repository", "none", error.message))
+    else:
+        lake = open_repo(where)
+        findings.append(("repository", "ok", where))
+        if break_lock:
+            break_it(lake, break_lock)
+            findings.append(("lock", "broken", f"lock.{break_lock}; its owner is refused when it lands"))
+        if sweep:
+            findings.append(("sweep", "done", f"{len(list(sweep_up(lake) or []))} leftovers removed"))
+        held = [{"branch": lock.branch, "owner": lock.owner, "host": lock.host} for lock in locks(lake)]
+        findings += [("lock", "held", f"{lock['branch']} by {lock['owner']} on {lock['host']}") for lock in held]
+    if as_json:
+        print_json(
+            {"findings": [dict(zip(("what", "state", "detail"), f, strict=True)) for f in findings], "locks": held}
+        )
+        return
+    for what, state, detail in findings:
+        typer.echo(f"{what:14} {state:8} {detail}")
+
+
+@server.command()
+def start(
+    port: Annotated[int | None, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start a lakeFS server with local storage, or say where it runs already."""
+    from lake.server import start as run_server
+
+    state = run_server(port)
+    if as_json:
+        print_json({"endpoint": state.endpoint, "pid": state.pid})
+    else:
+        typer.echo(f"lakeFS answers at {state.endpoint}; use --repo lakefs://{state.endpoint.split('://')[-1]}/NAME")
+
+
+@server.command()
+def stop() -> None:
+    """Stop the server that `start` started."""
+    from lake.server import stop as stop_server
+
+    typer.echo("stopped" if stop_server() else "none was running")
+
+
+@server.command()
+def status(as_json: Json = False) -> None:
+    """Say whether the server runs, and where."""
+    from lake.server import status as server_status
+
+    state = server_status()
+    if as_json:
+        print_json({"running": state is not None, "endpoint": state.endpoint if state else None})
+    else:
+        typer.echo(f"runs at {state.endpoint}, pid {state.pid}" if state else "does not run")

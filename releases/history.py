@@ -1,0 +1,74 @@
+"""Which releases main has held, read from main's own commits: they are the truth, `ops.releases` is an index."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from lake.errors import NotFound, nearest
+from lake.repository import Commit, CommitId, Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One publication.
+
+    Attributes
+    ----------
+    merge : commit id
+        The merge on main that is the release; its metadata hold `release`, `qc` and `manifest_digest`.
+    undone_by : commit id or None
+        The revert on main that rolled it back.
+    """
+
+    name: str
+    merge: CommitId
+    parents: tuple[CommitId, ...]
+    qc: CommitId
+    manifest_digest: str
+    created: datetime
+    undone_by: CommitId | None = None
+
+    @property
+    def previous_main(self) -> CommitId:
+        """Main's head before the release."""
+        return self.parents[0]
+
+
+def history(repo: Repository) -> list[Release]:
+    """List every release that main has held, oldest first, rolled-back ones included."""
+    found: dict[CommitId, Release] = {}
+    for commit in reversed(list(repo.log("main", first_parent=True))):
+        undone = commit.metadata.get("rollback_of")
+        if "release" in commit.metadata and len(commit.parents) == 2:
+            found[commit.id] = _release(commit)
+        elif undone in found:
+            old = found[undone]
+            found[undone] = Release(
+                old.name, old.merge, old.parents, old.qc, old.manifest_digest, old.created, undone_by=commit.id
+            )
+    return list(found.values())
+
+
+def standing(repo: Repository) -> list[Release]:
+    """List the releases that main holds now, oldest first; the last one's tree is main's."""
+    return [release for release in history(repo) if release.undone_by is None]
+
+
+def current(repo: Repository) -> Release | None:
+    """Give the release whose tree main holds, or None before the first."""
+    held = standing(repo)
+    return held[-1] if held else None
+
+
+def find(repo: Repository, name: str) -> Release:
+    """Give release `name`, or raise `NotFound` with the nearest name."""
+    known = {release.name: release for release in history(repo)}
+    if name not in known:
+        raise NotFound(f"there is no release {name!r}", fix=nearest(name, known))
+    return known[name]
+
+
+def _release(commit: Commit) -> Release:
+    meta = commit.metadata
+    return Release(
+        meta["release"], commit.id, commit.parents, meta["qc"], meta.get("manifest_digest", ""), commit.created
+    )
