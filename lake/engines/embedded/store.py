@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lake.durable import point
 from lake.engines.embedded.files import (
     NO_ROOM,
     SMALL,
@@ -103,9 +104,13 @@ class Store:
         for digest, blob in zip(digests, blobs, strict=True):
             if not self.holds(digest, len(blob)):
                 fresh.append((self._write(blob, digest), digest))
+        if fresh:
+            point("store.written")
         sync_files((path for path, _ in fresh), self.root)
         for path, digest in fresh:
+            point("store.synced")
             os.replace(path, self.path(digest))
+        point("store.named")
         self.sync_folders(digests)
         return digests
 
@@ -131,7 +136,9 @@ class Store:
         else:
             seal(path, stat, digest)
             sync_path(path)
+            point("store.synced")
             os.replace(path, self.path(digest))
+        point("store.named")
         self.sync_folders([digest])
         return digest, stat.st_size
 
@@ -179,6 +186,7 @@ class Store:
                 os.replace(item.copy, self.path(item.digest))
             elif not self.holds(item.digest, item.size):
                 self._link_in(item)
+            point("store.adopted")
         self.sync_folders([item.digest for item in found])
         for item in found:
             # From here on the workspace's file is known as unchanged by its seal.

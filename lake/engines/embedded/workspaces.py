@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lake.durable import point
 from lake.engines.embedded.database import Database
 from lake.engines.embedded.files import hash_file, in_threads, is_sealed
 from lake.engines.embedded.folders import check_representable, encode_key, fill, is_leftover, place, walk
@@ -117,6 +118,7 @@ class Workspaces:
             self._clear(folder, prefix, inner)
             fresh = (item for item in content if not (inner and item[0].startswith(inner)))
             fill(self._store, folder, fresh, writable=True)
+            point("workspace.filled")
             prefixes = (*(held for held in state.prefixes if held not in inner), prefix)
             state = State(branch.head, prefixes, {**state.shown, **dict(shown)})
             with self._db.write() as con:
@@ -142,6 +144,7 @@ class Workspaces:
         if state.base == branch.head and state.shown == target:
             return state
         self._refresh(branch, state, target)
+        point("workspace.refreshed")
         fresh = State(branch.head, state.prefixes, target)
         with self._db.write() as con:
             save_state(con, branch.token, fresh)
@@ -259,6 +262,7 @@ class Workspaces:
             if value is not None:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 place(self._store, path, key.decode(), value, writable=True)
+        point("reset.restored")
         self._refresh(branch, state, {})
 
     def discard(self, token: str) -> None:

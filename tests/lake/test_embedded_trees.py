@@ -1,0 +1,146 @@
+import random
+
+import pytest
+
+from lake.engines.embedded import ranges
+from lake.engines.embedded.ranges import cut, decode, encode, is_boundary, pack, pack_object, unpack_object
+from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.store import Store
+from lake.engines.embedded.trees import Trees, overlay
+from lake.errors import CorruptObject
+
+
+@pytest.fixture
+def trees(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "_LIMIT", (1 << 32) // 8)  # ranges of about eight entries, so that small trees have many
+    Store.make(tmp_path / "manifests")
+    (tmp_path / "tmp").mkdir()
+    scratch = Scratch(tmp_path / "tmp")
+    yield Trees(Store(tmp_path / "manifests", scratch))
+    scratch.close()
+
+
+def value(number: int) -> bytes:
+    return pack(number.to_bytes(32, "big"), number)
+
+
+def keys_of(count: int) -> list[bytes]:
+    return [b"volumes/em/%05d" % number for number in range(count)]
+
+
+def test_a_block_gives_back_the_records_it_was_made_of():
+    plain = [(b"a", value(1)), ("ä/\n".encode(), value(2)), (b"z\0", value(3))]
+    mixed = [(key, each + rest) for (key, each), rest in zip(plain, [b"x", b"", b"x"], strict=True)]
+    for records in ([], plain, mixed):
+        keys, values = [key for key, _ in records], [each for _, each in records]
+        assert decode(encode(keys, values), "t") == (keys, values)
+
+
+def test_a_block_cut_short_is_reported_as_corrupt():
+    block = encode([b"a", b"b"], [value(1), value(2) + b"rest"])
+    for length in (0, 3, len(block) - 1):
+        with pytest.raises(CorruptObject):
+            decode(block[:length], "t")
+
+
+def test_an_object_keeps_its_content_type_and_metadata_through_a_record():
+    packed = pack_object(b"\1" * 32, 7, "text/plain", {"b": "2", "a": "\N{SNOWMAN}"})
+    stat = unpack_object(b"k", packed, "here")
+    assert (stat.size, stat.content_type, stat.metadata) == (7, "text/plain", {"a": "\N{SNOWMAN}", "b": "2"})
+    assert packed == pack_object(b"\1" * 32, 7, "text/plain", {"a": "\N{SNOWMAN}", "b": "2"})
+    assert len(pack_object(b"\1" * 32, 7, "application/octet-stream", {})) == 40
+
+
+def test_ranges_of_real_looking_keys_hold_about_three_thousand_entries():
+    for pattern in ("volumes/em/%09d", "raw/a1/s%06d/tile_0-0-1.tif", "volumes/seg/8_8_40/%d-%d_0-64_0-64"):
+        keys = sorted((pattern % ((n, n + 64)[: pattern.count("%")])).encode() for n in range(100_000))
+        sizes = [end - start for start, end in cut(keys)]
+        assert sum(sizes) == len(keys)
+        assert 2_000 < len(keys) / len(sizes) < 5_000
+
+
+def test_equal_content_gives_an_equal_tree_however_it_came_about(trees):
+    rng = random.Random(1)
+    content: dict[bytes, bytes] = {}
+    tree = trees.empty()
+    universe = keys_of(400)
+    for _ in range(60):
+        picked = rng.sample(universe, rng.choice([1, 2, 10, 60]))
+        edits = {key: None if rng.random() < 0.4 else value(rng.randrange(1000)) for key in picked}
+        tree = trees.edit(tree, edits)
+        content = {key: each for key, each in {**content, **edits}.items() if each is not None}
+        assert dict(trees.items(tree)) == content
+        assert len(tree) == len(content)
+        assert trees.edit(trees.empty(), content).digest == tree.digest
+        assert trees.load(tree.digest) == tree
+
+
+def test_a_change_rewrites_only_the_ranges_it_falls_into(trees):
+    before = trees.edit(trees.empty(), {key: value(1) for key in keys_of(2000)})
+    after = trees.edit(before, {b"volumes/em/00700": value(2), b"volumes/em/00701": None})
+    assert len(set(before.ranges) - set(after.ranges)) <= 3
+    assert len(before.ranges) > 100
+
+
+def test_a_delta_is_what_differs_and_reads_no_shared_range(trees):
+    rng = random.Random(2)
+    universe = keys_of(600)
+    left = {key: value(1) for key in universe[::2]}
+    for _ in range(30):
+        right = dict(left)
+        for key in rng.sample(universe, rng.choice([0, 1, 5, 50])):
+            right.pop(key, None) if rng.random() < 0.5 else right.__setitem__(key, value(rng.randrange(3)))
+        ours, theirs = trees.edit(trees.empty(), left), trees.edit(trees.empty(), right)
+        for prefix in (b"", b"volumes/em/002", b"volumes/em/00200", b"zz"):
+            expected = [
+                (key, left.get(key), right.get(key))
+                for key in sorted(left.keys() | right.keys())
+                if left.get(key) != right.get(key) and key.startswith(prefix)
+            ]
+            assert list(trees.delta(ours, theirs, prefix)) == expected
+        read = set()
+        trees.records = lambda digest, load=Trees.records: read.add(digest) or load(trees, digest)
+        list(trees.delta(ours, theirs))
+        del trees.records
+        assert not read & set(ours.ranges) & set(theirs.ranges)
+        left = right
+
+
+def test_keys_are_found_and_listed_from_any_point(trees):
+    content = {key: value(n) for n, key in enumerate(keys_of(300)[::3])}
+    tree = trees.edit(trees.empty(), content)
+    for key in keys_of(300):
+        assert trees.find(tree, key) == content.get(key)
+    for prefix, after in [(b"", b""), (b"volumes/em/001", b""), (b"volumes/em/001", b"volumes/em/00150"), (b"", b"w")]:
+        expected = [(key, content[key]) for key in sorted(content) if key.startswith(prefix) and key > after]
+        assert list(trees.items(tree, prefix, after)) == expected
+    assert list(trees.items(tree, b"volumes/em/001", b"volumes/em/002")) == []
+    assert list(trees.items(tree, b"volumes/em/002", b"a")) == list(trees.items(tree, b"volumes/em/002"))
+
+
+def test_staged_records_hide_committed_ones():
+    committed = [(b"a", b"1"), (b"b", b"2"), (b"d", b"4")]
+    assert list(overlay(iter(committed), [(b"b", None), (b"c", b"3"), (b"d", b"5")])) == [
+        (b"a", b"1"),
+        (b"c", b"3"),
+        (b"d", b"5"),
+    ]
+
+
+def test_a_flipped_bit_in_a_manifest_is_found(trees, tmp_path):
+    tree = trees.edit(trees.empty(), {key: value(1) for key in keys_of(50)})
+    fresh = Trees(Store(tmp_path / "manifests", trees._store._scratch))
+    path = tmp_path / "manifests" / tree.ranges[0].hex()[:2] / tree.ranges[0].hex()[2:]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with pytest.raises(CorruptObject, match=tree.ranges[0].hex()):
+        list(fresh.items(fresh.load(tree.digest)))
+
+
+def test_a_boundary_depends_on_the_key_alone():
+    keys = keys_of(20_000)
+    ends = [end for _, end in cut(keys)]
+    assert all(is_boundary(keys[end - 1]) for end in ends[:-1])
+    assert sum(is_boundary(key) for key in keys) == len(ends) - (not is_boundary(keys[-1]))
