@@ -46,6 +46,16 @@ class Stitched:
     light: NDArray[np.float64]
     connected: bool
 
+    def table(self) -> NDArray[np.float64]:
+        """Give (n, 5), what drawing needs of each tile: y, x, gain, and the section's light; see `from_table`."""
+        light = np.tile(self.light, (len(self.positions), 1))
+        return np.column_stack([self.positions, self.gains, light])
+
+    @classmethod
+    def from_table(cls, table: NDArray[np.float64]) -> "Stitched":
+        """Read what `table` gave; the seams are not in it."""
+        return cls(table[:, :2], (), table[:, 2], table[0, 3:5], connected=True)
+
     @property
     def residual_p95(self) -> float:
         """95th percentile of the kept seams' residuals, px; `nan` with fewer than one."""
