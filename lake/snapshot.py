@@ -4,7 +4,8 @@ A branch name is resolved once, when the snapshot is opened; whatever happens to
 query of this snapshot sees the same bytes.
 
 Which archive and ops commits go with a data commit: at a release tag those that its manifest names; elsewhere the
-archive commit that the candidate recorded (`_candidate.json`), else the head of `archive`, and the head of `ops`.
+archive commit that the candidate recorded (`_releases/<name>/candidate.json`), else the head of `archive`, and the
+head of `ops`.
 
 Tables of `ops` that nobody has written yet read as empty: nothing was recorded. Tables of the data and of the archive
 that are absent are an error.
@@ -257,7 +258,7 @@ def open_snapshot(repo: Repository, ref: str, *, ops: str | None = None) -> Snap
     identity: dict[str, Any] = {}
     if release is not None and release == ref:
         identity = _json(repo, commit, f"_releases/{release}/manifest.json").get("identity") or {}
-    archive = identity.get("archive_commit") or _json(repo, commit, "_candidate.json").get("archive_commit")
+    archive = identity.get("archive_commit") or _recorded_archive(repo, commit)
     pinned_ops = ops if ops is not None else identity.get("ops_commit")
     return Snapshot(
         repo,
@@ -267,6 +268,17 @@ def open_snapshot(repo: Repository, ref: str, *, ops: str | None = None) -> Snap
         ops=repo.resolve(pinned_ops) if pinned_ops else _head(repo, "ops"),
         release=release,
     )
+
+
+def _recorded_archive(repo: Repository, commit: CommitId) -> str | None:
+    """Give the archive commit of the candidate in progress in this tree, else of its newest release, else None."""
+    keys = {stat.key for stat in repo.list(commit, "_releases/")}
+    records = []
+    for key in sorted(key for key in keys if key.endswith("/candidate.json")):
+        record = _json(repo, commit, key)
+        in_progress = key.removesuffix("candidate.json") + "manifest.json" not in keys
+        records.append((in_progress, record.get("created", ""), record.get("archive_commit")))
+    return max(records)[2] if records else None
 
 
 def _release_of(repo: Repository, ref: str, commit: CommitId) -> str | None:

@@ -90,7 +90,7 @@ def _manifest(
         "lineage": _lineage(repo, q, objects),
         "qc": verdict.to_json(),
         "diff": release_diff(repo, parent.merge if parent else None, q).to_json(),
-        "scope": {"quarantined_regions": []},
+        "scope": {"quarantined": []},
         "known_issues": [r.sentence for r in verdict.results if r.outcome in {"waived", "warn"}],
         "access": {"licence": record.get("licence"), "citation": record.get("citation")},
         "rollback": {
