@@ -21,6 +21,14 @@ def list_keys(location: Location) -> list[str]:
         raise storage_error(error, location) from error
 
 
+def clear(location: Location) -> None:
+    """Remove everything below a writable location."""
+    try:
+        open_kv(location).delete_range(ts.KvStore.KeyRange()).result()
+    except (ValueError, OSError) as error:
+        raise storage_error(error, location) from error
+
+
 def storage_error(error: Exception, location: Location) -> LakeError:
     """Turn an error of a native library into ours. These libraries tell causes apart in their text alone."""
     text = " ".join(str(error).split())

@@ -23,7 +23,7 @@ from lake.kv import list_keys, open_kv, storage_error
 from lake.location import Location
 from lake.volume_spec import VolumeSpec
 
-__all__ = ["Volume", "VolumeSpec", "create_volume", "open_volume"]
+__all__ = ["Volume", "VolumeSpec", "create_volume", "open_volume", "same_volume"]
 
 Array = NDArray[Any]
 Missing = Literal["error", "zero"]
@@ -317,6 +317,11 @@ def create_volume(location: Location, spec: VolumeSpec, provenance: Mapping[str,
     except ValueError as error:
         raise storage_error(error, location) from error
     return open_volume(location)
+
+
+def same_volume(one: VolumeSpec, other: VolumeSpec) -> bool:
+    """Tell whether two specifications describe one volume on disk."""
+    return _comparable(one) == _comparable(other)
 
 
 def _comparable(spec: VolumeSpec) -> tuple[object, ...]:
