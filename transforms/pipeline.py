@@ -196,7 +196,7 @@ def _block(grid: Mapping[str, Any], where: str) -> Zyx | None:
 
 
 def resolve(
-    pipeline: Pipeline, repo: Repository, ref: str, model_digests: Mapping[str, str]
+    pipeline: Pipeline, repo: Repository, ref: str, models: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> tuple[ResolvedStage, ...]:
     """Make configured stages of a pipeline.
 
@@ -204,8 +204,8 @@ def resolve(
     ----------
     ref : str
         Where named parameter sets are looked up.
-    model_digests : mapping
-        Digest of each model that the pipeline names (see `transforms.runner`).
+    models : mapping
+        Digest and card of each model that the pipeline names (see `transforms.model_store`).
     """
     made = []
     for step in pipeline.steps:
@@ -215,8 +215,9 @@ def resolve(
             values, params_id = found.values, found.id
         else:
             values, params_id = dict(step.params), ""
-        model = model_digests.get(step.model, step.model) or None
+        model, card = models[step.model] if step.model else (None, {})
         stage = configure(kind, {**values, "model": model} if model else values)
         digest = json_digest(parameter_sets.stage_values(stage))
+        stage = stage.bind(card)
         made.append(ResolvedStage(stage, params_id or f"{step.stage}/inline/{digest[:12]}", digest, model))
     return tuple(made)

@@ -18,7 +18,7 @@ A new stage is a subclass and one line in `transforms.stages.STAGES`. Nothing he
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -139,7 +139,7 @@ class TilesIn:
         Which acquisition; "" = the only one.
     placed : str
         Name of a table with columns `path`, `z` and `min_y`, `max_y`, `min_x`, `max_x` in voxels, written by an
-        earlier stage; "" = all tiles of the section.
+        earlier stage; its rows of these tiles come with them. "" = all tiles of the section.
     """
 
     acquisition: str = ""
@@ -311,6 +311,10 @@ class Stage(BaseModel):
     def writes(self) -> tuple[WritePort, ...]:
         """What a block gives."""
         raise NotImplementedError
+
+    def bind(self, card: Mapping[str, Any]) -> Self:
+        """Take from its model's card what the stage must declare, a halo for instance; the default takes nothing."""
+        return self
 
     def volumes(self, scene: Scene) -> dict[str, VolumeSpec]:
         """Specify the volumes it writes, by name; the default is for stages that write none.
