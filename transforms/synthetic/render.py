@@ -42,7 +42,7 @@ class Stain:
 
 
 USUAL = Stain(
-    cytoplasm=172, membrane=112, cleft=0, mitochondrion=42, rim=45, cristae=38, vesicle=48, density=145, texture=17
+    cytoplasm=172, membrane=112, cleft=0, mitochondrion=42, rim=45, cristae=38, vesicle=48, density=145, texture=14
 )
 # Osmium hardly reached this part and the extracellular space stayed open: dark cytoplasm, membranes faint on both
 # sides of a pale gap, mitochondria hardly darker than what surrounds them.
@@ -103,7 +103,7 @@ def draw(anatomy: Anatomy, synapses: Synapses, odd: Box | None, rng: np.random.G
             window = (slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1))
             plane[window] += share[window] * (_paint(layers.crop(window), ODD) - plane[window])
         plane = cv2.GaussianBlur(plane, (0, 0), 0.75)
-        plane += np.float32(9) * rng.standard_normal(plane.shape, dtype=np.float32) + np.float32(rng.normal(0, 3))
+        plane += np.float32(7) * rng.standard_normal(plane.shape, dtype=np.float32) + np.float32(rng.normal(0, 3))
         image[z] = np.clip(np.rint(plane), 0, 255)
     return image
 
@@ -148,7 +148,7 @@ class _Scene:
         distance = cv2.distanceTransform((~within).astype(np.uint8), cv2.DIST_L2, 5)
         oblique = (across | self.before).astype(np.float32)
         self.before = across
-        faint = np.clip(0.82 + 0.16 * self.faint.section(z), 0.45, 1.0).astype(np.float32)
+        faint = np.clip(0.85 + 0.14 * self.faint.section(z), 0.5, 1.0).astype(np.float32)
         wall = faint * np.maximum(np.exp(-((distance / 1.9) ** 2)), 0.75 * cv2.GaussianBlur(oblique, (0, 0), 0.8))
         gap = np.maximum(np.exp(-((distance / 1.1) ** 2)), 0.6 * cv2.GaussianBlur(oblique, (0, 0), 0.8))
         matrix, rim, cristae = self._mitochondria(z)

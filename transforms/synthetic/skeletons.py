@@ -18,8 +18,8 @@ MARGIN = 10  # coarse voxels grown around the volume, so that its faces look lik
 _REACH = 5.0  # how far beyond its radius a ball claims space
 _STEP = 0.55  # of the radius
 # (neurites per million coarse voxels, smallest and largest radius, branching probability per step of half a radius)
-_CALIBRES = ((0.5, 10.0, 14.0, 0.03), (7.0, 6.5, 10.0, 0.03))
-_THIN = (3.5, 7.0, 0.008)
+_CALIBRES = ((0.5, 11.0, 15.0, 0.03), (7.0, 7.5, 11.0, 0.03))
+_THIN = (4.5, 8.0, 0.008)
 _BRANCHES = 3  # per neurite and way: more would let one tree fill the volume
 
 
@@ -151,7 +151,7 @@ def grow(shape: tuple[int, int, int], rng: np.random.Generator) -> Skeletons:
     crowded = 0
     while crowded < 12 and garden.neurites < 60_000:
         thin = float(_THIN[0] + (_THIN[1] - _THIN[0]) * rng.random() ** 1.5)
-        crowded = crowded + 1 if garden.plant(thin, _THIN[2], tries=300) < 2.4 else 0
+        crowded = crowded + 1 if garden.plant(thin, _THIN[2], tries=300) < 3.0 else 0
     _fill(garden.labels)
     rows = np.array(garden.balls, np.float64)
     return Skeletons(
