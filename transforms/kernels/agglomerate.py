@@ -46,13 +46,11 @@ class MergeTree:
         (n,) int64
             For each node the index into `nodes` of its cluster's lowest id.
         """
-        kept = self.scores >= threshold
-        top = np.arange(len(self.parents))
-        # A parent comes after its children: walking down from the root, each node's top is settled before its children's.
-        for node in range(len(top) - 2, -1, -1):
-            parent = self.parents[node]
-            if kept[parent]:
-                top[node] = top[parent]
+        nodes = np.arange(len(self.parents))
+        top = np.where((self.scores >= threshold)[self.parents], self.parents, nodes)
+        # Scores fall towards the root, so a chain of carried-out merges ends where it first breaks: leap along it.
+        while ((further := top[top]) != top).any():
+            top = further
         return _lowest_member(top[: len(self.nodes)])
 
 

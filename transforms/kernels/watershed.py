@@ -63,7 +63,7 @@ def fragments(
     voxel_nm: Nm,
     core: tuple[slice, slice, slice] | None = None,
     mask: NDArray[np.bool_] | None = None,
-    parameters: FragmentParameters = FragmentParameters(),  # noqa: B008 - frozen
+    parameters: FragmentParameters = FragmentParameters(),
 ) -> Labels:
     """Cut a block into fragments: seeded watershed on affinities.
 
@@ -97,7 +97,7 @@ def intensity_fragments(
     voxel_nm: Nm,
     core: tuple[slice, slice, slice] | None = None,
     mask: NDArray[np.bool_] | None = None,
-    parameters: FragmentParameters = FragmentParameters(boundary_level=0.45),  # noqa: B008 - frozen
+    parameters: FragmentParameters = FragmentParameters(boundary_level=0.45),
 ) -> Labels:
     """Cut a block into fragments with no model: the same watershed, with smoothed brightness for affinity.
 
@@ -202,8 +202,8 @@ def boundary_distance(inside: NDArray[np.bool_], voxel_nm: Nm) -> NDArray[np.flo
 
     Notes
     -----
-    Planes by `cv2.distanceTransform` (exact, squared distances are integers), then the lower envelope over z, which ends
-    as soon as a z step costs more than the largest distance left. 36 Mvox/s on one core, three times scipy's.
+    Planes by `cv2.distanceTransform` (exact, squared distances are integers), then the lower envelope over z, which
+    ends as soon as a z step costs more than the largest distance left. 36 Mvox/s on one core, three times scipy's.
     Needs square pixels; other shapes go through scipy.
     """
     if voxel_nm[1] != voxel_nm[2]:
@@ -328,7 +328,8 @@ def _fill_unreached(labels: Labels, mask: NDArray[np.bool_]) -> Labels:
 def _checked(affinity: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if affinity.ndim != 4 or affinity.shape[0] != 3 or affinity.dtype != np.uint8:
         raise BadInput(
-            f"affinity has shape {affinity.shape} and type {affinity.dtype}", fix="give (3, z, y, x) uint8, channels z, y, x"
+            f"affinity has shape {affinity.shape} and type {affinity.dtype}",
+            fix="give (3, z, y, x) uint8, channels z, y, x",
         )
     return affinity
 
