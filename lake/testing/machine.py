@@ -1,0 +1,357 @@
+"""Any engine against the model: random histories, the same answer or the same error, and no old commit ever changes.
+
+::
+
+    def test_random_histories(tmp_path):
+        run_machine(make_a_fresh_one, reopen=lambda repo: MyRepository.open(repo.location),
+                    examples=40, steps=50)
+"""
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lake.errors import ConflictError, LakeError
+from lake.repository import CommitId, Repository
+from lake.testing.memory import MemoryRepository
+from lake.testing.trees import kinds
+
+BRANCHES = ("main", "one", "two", "three")
+TAGS = ("r1", "r2")
+KEYS = ("a", "a/", "a/b", "a//b", "tables/t/0", "tables/t/1", "tables/u/0", "volumes/v/x", "z", "é")
+# Equal bytes under several keys are where content-addressed engines go wrong.
+VALUES = (b"", b"1", b"2")
+
+Opener = Callable[[], Repository]
+Reopener = Callable[[Repository], Repository]
+
+branches = st.sampled_from(BRANCHES)
+keys = st.sampled_from(KEYS)
+values = st.sampled_from(VALUES)
+edits = st.dictionaries(keys, st.one_of(st.none(), values), min_size=1, max_size=4)
+merge_options = st.fixed_dictionaries(
+    {
+        "strategy": st.sampled_from([None, None, "source-wins", "dest-wins"]),
+        "squash": st.booleans(),
+        "allow_empty": st.booleans(),
+        "contested": st.sampled_from([(), (), ("tables/t",), ("tables/", "volumes/v/")]),
+    }
+)
+suffixes = st.sampled_from(["", "", "", "@", "~1", "~2", "^1", "^2", "^2~1", "~0"])
+
+
+class RepositoryMachine(RuleBasedStateMachine):
+    """Drives a repository and the model through the same steps.
+
+    Commit ids differ between the two, so a commit is spoken of by its number in the order of making.
+    """
+
+    commits = Bundle("commits")
+
+    def __init__(self, opener: Opener, reopener: Reopener | None = None) -> None:
+        super().__init__()
+        self.model = MemoryRepository()
+        self.repo = opener()
+        self.reopener = reopener
+        self.made: list[tuple[CommitId, CommitId]] = []
+        self.turn = 0
+
+    # -- the two sides ------------------------------------------------------------------------------------------
+    def _both(self, call: Callable[[Repository, int], Any]) -> tuple[Any, Any] | None:
+        """Do the same on both sides; the two results, or None if both raised the same error."""
+        results = [self._outcome(call, side) for side in (0, 1)]
+        expected, found = results
+        if isinstance(expected, LakeError) or isinstance(found, LakeError):
+            assert type(expected) is type(found), f"the model: {expected!r}; the engine: {found!r}"
+        if not isinstance(expected, LakeError):
+            return expected, found
+        if isinstance(expected, ConflictError):
+            assert (expected.units, expected.keys) == (found.units, found.keys)
+        return None
+
+    def _outcome(self, call: Callable[[Repository, int], Any], side: int) -> Any:
+        try:
+            result = call(self._sides()[side], side)
+            return list(result) if isinstance(result, Iterator) else result
+        except LakeError as error:
+            return error
+
+    def _sides(self) -> tuple[Repository, Repository]:
+        return self.model, self.repo
+
+    def _committed(self, pair: tuple[Any, Any] | None) -> Any:
+        """Note a new commit: equal parents, message and tree on both sides."""
+        if pair is None:
+            return multiple()
+        if pair in self.made:
+            return multiple()
+        expected, found = (repo.commit_info(commit) for repo, commit in zip(self._sides(), pair, strict=True))
+        assert (expected.message, dict(expected.metadata)) == (found.message, dict(found.metadata))
+        numbers = [tuple(made[side] for made in self.made) for side in (0, 1)]
+        assert [numbers[0].index(parent) for parent in expected.parents] == [
+            numbers[1].index(parent) for parent in found.parents
+        ]
+        self.made.append(pair)
+        self._same_tree(*pair)
+        return len(self.made) - 1
+
+    def _same_tree(self, expected: str, found: str) -> None:
+        sides = [
+            [
+                (entry.key, entry.size, entry.content_type, tuple(entry.metadata.items()), repo.get(ref, entry.key))
+                for entry in repo.list(ref)
+            ]
+            for repo, ref in zip(self._sides(), (expected, found), strict=True)
+        ]
+        assert sides[0] == sides[1], f"{found} does not read as it was written"
+
+    def _named(self, ref: str | int, side: int) -> str:
+        """Say a commit by its id on this side; anything else by name."""
+        return self.made[ref][side] if isinstance(ref, int) else ref
+
+    # -- writing ------------------------------------------------------------------------------------------------
+    @initialize(target=commits, edit=edits)
+    def begin(self, edit: dict[str, bytes | None]) -> Any:
+        self.made.append((self.model.resolve("main"), self.repo.resolve("main")))
+        saved = self.save("main", edit, True)
+        for name in BRANCHES[1:3]:
+            self.branch(name, "main")
+        return multiple(0, saved)
+
+    @rule(branch=branches, edit=edits, plain=st.booleans())
+    def write(self, branch: str, edit: dict[str, bytes | None], plain: bool) -> None:
+        content_type = "text/plain" if plain else "application/octet-stream"
+        for key, data in edit.items():
+            if data is None:
+                self._both(lambda repo, _, key=key: repo.delete(branch, [key]))  # type: ignore[misc]
+            else:
+                put = {"key": key, "data": data, "content_type": content_type}
+                self._both(lambda repo, _, put=put: repo.put(branch, **put).size)  # type: ignore[misc]
+
+    @rule(target=commits, branch=branches, edit=edits, allow_empty=st.booleans())
+    def save(self, branch: str, edit: dict[str, bytes | None], allow_empty: bool) -> Any:
+        self.write(branch, edit, False)
+        return self.commit(branch, allow_empty)
+
+    @rule(target=commits, branch=branches, allow_empty=st.booleans())
+    def commit(self, branch: str, allow_empty: bool) -> Any:
+        metadata = {"n": str(len(self.made))}
+        return self._committed(
+            self._both(lambda repo, _: repo.commit(branch, "commit", metadata, allow_empty=allow_empty))
+        )
+
+    @rule(branch=branches)
+    def reset(self, branch: str) -> None:
+        self._both(lambda repo, _: repo.reset(branch))
+
+    @rule(target=commits, branch=branches, edit=edits, land=st.booleans())
+    def session(self, branch: str, edit: dict[str, bytes | None], land: bool) -> Any:
+        def work(repo: Repository, _: int) -> CommitId | None:
+            with repo.session(branch, owner="machine") as session:
+                for key, data in edit.items():
+                    session.delete([key]) if data is None else session.put(key, data)
+                return session.commit("landed") if land else None
+
+        pair = self._both(work)
+        if pair is None or not land:
+            return multiple()
+        # A session's id is random, so the metadata differ: compare the rest.
+        expected, found = (repo.commit_info(commit) for repo, commit in zip(self._sides(), pair, strict=True))
+        assert (expected.message, list(expected.metadata)) == (found.message, list(found.metadata))
+        assert (expected.parents[0], found.parents[0]) in self.made
+        self.made.append(pair)
+        self._same_tree(*pair)
+        return len(self.made) - 1
+
+    # -- refs ---------------------------------------------------------------------------------------------------
+    @rule(name=branches, source=st.one_of(branches, commits))
+    def branch(self, name: str, source: str | int) -> None:
+        self._both(lambda repo, side: repo.create_branch(name, self._named(source, side)) and name)
+
+    @rule(name=st.sampled_from(BRANCHES[2:]))
+    def delete_branch(self, name: str) -> None:
+        self._both(lambda repo, _: repo.delete_branch(name))
+
+    @rule(name=st.sampled_from(TAGS), source=st.one_of(branches, commits))
+    def tag(self, name: str, source: str | int) -> None:
+        self._both(lambda repo, side: repo.create_tag(name, self._named(source, side)) and name)
+
+    @rule(name=st.sampled_from(TAGS))
+    def delete_tag(self, name: str) -> None:
+        self._both(lambda repo, _: repo.delete_tag(name))
+
+    # -- merging ------------------------------------------------------------------------------------------------
+    @rule(
+        target=commits,
+        source=st.one_of(branches, st.sampled_from(TAGS), commits),
+        dest=branches,
+        options=merge_options,
+        expect=st.sampled_from([None, "", "~1"]),
+    )
+    def merge_any(self, source: str | int, dest: str, options: dict[str, Any], expect: str | None) -> Any:
+        return self.merge(source, dest, expect, **options)
+
+    def merge(self, source: str | int, dest: str, expect: str | None = None, **options: Any) -> Any:
+        if not self._one_merge_base(source, dest):
+            return multiple()
+
+        def merge(repo: Repository, side: int) -> CommitId:
+            head = None if expect is None else repo.resolve(dest + expect)
+            return repo.merge(self._named(source, side), dest, "merge", expect_head=head, **options)
+
+        return self._committed(self._both(merge))
+
+    @rule(target=commits, pair=st.permutations(BRANCHES[:3]), edits=st.tuples(edits, edits), options=merge_options)
+    def clash(self, pair: list[str], edits: tuple[dict[str, bytes | None], ...], options: dict[str, Any]) -> Any:
+        """Change two branches and merge one into the other: the case that random steps seldom come to."""
+        source, dest = pair[:2]
+        saved = [self.save(branch, edit, True) for branch, edit in zip((source, dest), edits, strict=True)]
+        return multiple(*[n for n in (*saved, self.merge(source, dest, **options)) if isinstance(n, int)])
+
+    def _one_merge_base(self, source: str | int, dest: str) -> bool:
+        """Leave out the histories in which engines may choose different bases."""
+        try:
+            left, right = self.model.resolve(self._named(source, 0)), self.model.resolve(dest)
+        except LakeError:
+            return True
+        return self.model.best_ancestors(left, right) == {_first_common(self.model, left, right)}
+
+    @rule(target=commits, branch=branches, undone=commits, parent=st.sampled_from([None, 1, 1, 2]))
+    def revert(self, branch: str, undone: int, parent: int | None) -> Any:
+        message = f"undo {undone}"
+        return self._committed(
+            self._both(
+                lambda repo, side: repo.revert(branch, self._named(undone, side), parent=parent, message=message)
+            )
+        )
+
+    # -- reading ------------------------------------------------------------------------------------------------
+    @rule(base=st.one_of(branches, st.sampled_from(TAGS)), suffix=suffixes)
+    def resolve(self, base: str, suffix: str) -> None:
+        pair = self._both(lambda repo, _: repo.resolve(base + suffix))
+        assert pair is None or pair in self.made
+
+    @rule(left=st.one_of(branches, commits), right=st.one_of(branches, commits), three_dot=st.booleans())
+    def diff(self, left: str | int, right: str | int, three_dot: bool) -> None:
+        if three_dot and not self._one_merge_base(left, self._named(right, 0)):
+            return
+        pair = self._both(
+            lambda repo, side: repo.diff(self._named(left, side), self._named(right, side), three_dot=three_dot)
+        )
+        assert pair is None or pair[0] == pair[1]
+
+    @rule(branch=branches)
+    def look_at_staging(self, branch: str) -> None:
+        pair = self._both(lambda repo, _: list(kinds(repo.uncommitted(branch)).items()))
+        if pair is not None:
+            assert pair[0] == pair[1]
+            self._same_tree(branch, branch)
+
+    @rule(branch=branches, prefix=st.sampled_from(["", "a", "a/", "tables/"]), after=keys, limit=st.integers(0, 4))
+    def look_at_a_part(self, branch: str, prefix: str, after: str, limit: int) -> None:
+        pair = self._both(lambda repo, _: [entry.key for entry in repo.list(branch, prefix, after=after, limit=limit)])
+        assert pair is None or pair[0] == pair[1]
+
+    @rule(branch=branches, first_parent=st.booleans())
+    def look_at_the_log(self, branch: str, first_parent: bool) -> None:
+        pair = self._both(lambda repo, _: [commit.id for commit in repo.log(branch, first_parent=first_parent)])
+        if pair is not None:
+            known = dict(self.made)
+            assert {known[commit] for commit in pair[0] if commit in known} <= set(pair[1])
+            assert len(pair[0]) == len(pair[1])
+
+    @rule()
+    def reopen(self) -> None:
+        if self.reopener is not None:
+            self.repo = self.reopener(self.repo)
+
+    # -- what must always hold ----------------------------------------------------------------------------------
+    @invariant()
+    def refs_agree(self) -> None:
+        for expected, found in ((self.model.branches(), self.repo.branches()), (self.model.tags(), self.repo.tags())):
+            assert list(expected) == list(found)
+            assert not self.made or all((expected[name], found[name]) in self.made for name in expected)
+
+    @invariant()
+    def an_old_commit_reads_as_ever(self) -> None:
+        if self.made:
+            self.turn = (self.turn + 1) % len(self.made)
+            self._same_tree(*self.made[self.turn])
+
+    def teardown(self) -> None:
+        """Read every commit once more, through a fresh handle where there is one."""
+        self.reopen()
+        for pair in self.made:
+            self._same_tree(*pair)
+        self.repo.close()
+
+
+def _first_common(model: MemoryRepository, left: CommitId, right: CommitId) -> CommitId:
+    """Find the base that lakeFS's search meets first: from the greatest generation down, marking parents."""
+    generation: dict[CommitId, int] = {}
+    for commit in reversed(list(model.log(left)) + list(model.log(right))):
+        generation[commit.id] = 1 + max((generation.get(parent, 0) for parent in commit.parents), default=0)
+    if left == right:
+        return left
+    reached = {left: 1, right: 2}
+    queue: list[tuple[int, CommitId]] = []
+    for commit_id in (left, right):
+        heappush(queue, (-generation[commit_id], commit_id))
+    while queue:
+        commit_id = heappop(queue)[1]
+        for parent in model.commit_info(commit_id).parents:
+            if parent not in reached:
+                heappush(queue, (-generation[parent], parent))
+            reached[parent] = reached.get(parent, 0) | reached[commit_id]
+            if reached[parent] == 3:
+                return parent
+    raise AssertionError("two commits of one repository have the first in common")
+
+
+def run_machine(
+    opener: Opener,
+    *,
+    reopen: Reopener | None = None,
+    examples: int,
+    steps: int,
+    derandomize: bool = True,
+    shrink: bool = True,
+) -> None:
+    """Run random histories against fresh repositories that `opener` makes, or raise `AssertionError`.
+
+    Parameters
+    ----------
+    reopen : callable
+        Gives a fresh handle on the repository of the handle it takes.
+    examples, steps : int
+        Number of histories, and of steps in each.
+    derandomize : bool
+        The same histories every time.
+    shrink : bool
+        Look for the shortest history that shows a fault; this may take five minutes.
+    """
+    run_state_machine_as_test(
+        lambda: RepositoryMachine(opener, reopen),  # type: ignore[arg-type]  # any callable will do
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            derandomize=derandomize,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
+            phases=[phase for phase in Phase if shrink or phase is not Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
