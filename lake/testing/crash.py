@@ -19,6 +19,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,22 +67,21 @@ def run(
     settings = {**os.environ, **(env or {}), "EMLAKE_KILL_AT": kill_at}
     if not kill_at:
         del settings["EMLAKE_KILL_AT"]
-    with tempfile.TemporaryFile() as said:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=settings) as child:
-            assert child.stdout is not None
-            first = b""
+    # Files, not pipes: a child that is killed has lost nothing of what it wrote, and none waits for a reader.
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as failed:
+        with subprocess.Popen(command, stdout=said, stderr=failed, env=settings) as child:
             if kill_after_s is not None:
-                first = child.stdout.readline()
-                try:
-                    child.wait(kill_after_s)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-            rest, _ = child.communicate(timeout=TIMEOUT_S)
-        said.seek(0)
-        errors = said.read().decode(errors="replace")
-    if child.returncode not in (0, -SIGKILL):
+                while child.poll() is None and not os.fstat(said.fileno()).st_size:
+                    time.sleep(0.001)
+            try:
+                child.wait(TIMEOUT_S if kill_after_s is None else kill_after_s)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                assert kill_after_s is not None, f"the child hung for {TIMEOUT_S} s"
+        lines = os.pread(said.fileno(), 1 << 28, 0).decode().split("\n")
+        errors = os.pread(failed.fileno(), 1 << 20, 0).decode(errors="replace")
+    if child.returncode not in (0, -SIGKILL) or (child.returncode and not (kill_at or kill_after_s is not None)):
         raise AssertionError(f"the child ended with {child.returncode}:\n{errors}")
-    lines = (first + rest).decode().split("\n")
     return Ended(child.returncode == -SIGKILL, tuple(lines[:-1]))
 
 

@@ -1,6 +1,7 @@
 """The embedded engine: a versioned repository in a folder, with lakeFS's semantics and no server."""
 
 import json
+import sqlite3
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
@@ -66,7 +67,7 @@ class EmbeddedRepository(Handle):
                 tokens = {token: name for name, token in con.execute("SELECT name, token FROM branches")}
             engine.scratch.sweep()
             engine.workspaces.sweep(tokens)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls(engine)
 
@@ -92,7 +93,7 @@ class EmbeddedRepository(Handle):
                         raise
                     raise AlreadyExists(f"{root} was made by somebody else just now", fix="open it") from error
             sync_path(root.parent)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls.open(root)
 
