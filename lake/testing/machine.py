@@ -37,7 +37,7 @@ VALUES = (b"", b"1", b"2")
 Opener = Callable[[], Repository]
 Reopener = Callable[[Repository], Repository]
 
-branches = st.sampled_from(BRANCHES)
+branches = st.sampled_from(BRANCHES[:3] * 3 + BRANCHES[3:])  # the last one seldom exists
 keys = st.sampled_from(KEYS)
 values = st.sampled_from(VALUES)
 edits = st.dictionaries(keys, st.one_of(st.none(), values), min_size=1, max_size=4)
@@ -59,6 +59,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     """
 
     commits = Bundle("commits")
+    undoable = st.one_of(commits, st.sampled_from(["main", "main", "one", "two", "main~1", "one~1", "two~2"]))
 
     def __init__(self, opener: Opener, reopener: Reopener | None = None) -> None:
         super().__init__()
@@ -128,6 +129,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         saved = self.save("main", edit, True)
         for name in BRANCHES[1:3]:
             self.branch(name, "main")
+        self.tag(TAGS[0], saved)
         return multiple(0, saved)
 
     @rule(branch=branches, edit=edits, plain=st.booleans())
@@ -228,8 +230,8 @@ class RepositoryMachine(RuleBasedStateMachine):
             return True
         return self.model.best_ancestors(left, right) == {_first_common(self.model, left, right)}
 
-    @rule(target=commits, branch=branches, undone=commits, parent=st.sampled_from([None, 1, 1, 2]))
-    def revert(self, branch: str, undone: int, parent: int | None) -> Any:
+    @rule(target=commits, branch=branches, undone=undoable, parent=st.sampled_from([None, 1, 1, 2]))
+    def revert(self, branch: str, undone: str | int, parent: int | None) -> Any:
         message = f"undo {undone}"
         return self._committed(
             self._both(
