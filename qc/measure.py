@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from lake.snapshot import Snapshot
 from numpy.typing import NDArray
 
 from lake.box import Box
 from lake.errors import LakeError, NotFound, TableNotFound
 from lake.ids import region_name
 from lake.measures import Contingency, add_contingencies, contingency, grid_cells, score
+from lake.snapshot import Snapshot
 from lake.volumes import Volume
 from qc import metrics as m
 from qc.metrics import Metric, everywhere
+from sql import SqlFile, library
 
 GRID_KEY = "_policy/grid.json"
 Progress = Callable[[str, int, int], None]
@@ -119,12 +120,15 @@ def _segmentation(snapshot: Snapshot, tell: Progress, boxes: dict[str, Any]) -> 
     return [*found, everywhere("block_continuity", total.ratio, "the volume has a single block")]
 
 
-def _graph(snapshot: Snapshot, boxes: dict[str, Any]) -> list[Metric]:
-    from sql import checks
+def graph_checks() -> list[SqlFile]:
+    """Give the SQL checks of the segment graph: each selects the rows that break one rule."""
+    return [file for file in library().values() if file.kind == "check" and file.name.startswith("graph_")]
 
+
+def _graph(snapshot: Snapshot, boxes: dict[str, Any]) -> list[Metric]:
     violations: float | None = 0.0
     reason = ""
-    for check in checks("graph"):
+    for check in graph_checks():
         try:
             violations = (violations or 0.0) + len(snapshot.sql(check.text).rows())
         except LakeError as error:

@@ -50,7 +50,7 @@ class ReleaseDiff:
         """Give plain JSON without the commit ids, which differ between engines."""
         data = asdict(self)
         del data["old"], data["new"]
-        return data
+        return {**data, "regions": list(data["regions"])}
 
 
 _POINTS = [f"{end}_pt_position_{axis}" for end in ("pre", "post", "ctr") for axis in "xyz"]

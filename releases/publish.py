@@ -226,7 +226,7 @@ class RolledBack:
 def plan_rollback(repo: Repository, name: str | None = None) -> tuple[Release, Release | None]:
     """Give (release to undo, release that main will hold), or raise why it cannot be done. Changes nothing."""
     held = standing(repo)
-    if not held:
+    if not held and name is None:
         raise NotFound("main holds no release", fix="`emlake release list` shows what there was")
     release = held[-1] if name is None else find(repo, name)
     if release.undone_by is None and release != held[-1]:
