@@ -222,7 +222,7 @@ class Database:
 
 
 def _connect(spill: Path) -> duckdb.DuckDBPyConnection:
-    config = {
+    config: dict[str, str | bool | int | float | list[str]] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         # Else `FROM frame` would find a Python variable of that name in the caller.

@@ -7,7 +7,7 @@ NaN and infinities (they are not NULL, and break statistics), naive times, numbe
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from lake.columns import Column, TableSpec
 from lake.digests import canonical_json
 from lake.errors import RootCollision, SchemaMismatch, nearest
 
-Rows = pl.DataFrame | pa.Table | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = pl.DataFrame | pa.Table | Sequence[Mapping[str, Any]]
 _ROOT_TABLES = {"segments": "root_id", "agglomeration": "supervoxel_id"}
 _LONGEST_STATISTIC = 64
 

@@ -14,7 +14,7 @@ A block of a run is named `<stage>/<z_y_x>` (a stage over the whole graph has th
 of data tables carry (`run_id`, `block`) of the block that made them. `block_inputs` has one row per input::
 
     kind     input_id            digest                       input_run_id
-    block    '<stage>/<z_y_x>'   its output digest            the run that *computed* that block (not one that reused it)
+    block    '<stage>/<z_y_x>'   its output digest            the run that *computed* it (not one that reused it)
     tile     tiles.path          tiles.sha256                 NULL
     table    table name          content digest of the rows read   NULL
     run      run id              Merkle root of the stage read     NULL

@@ -174,7 +174,7 @@ WAIVERS = TableSpec(
 
 QUARANTINES = TableSpec(
     "quarantines",
-    "One row per region put in quarantine on a published release, or taken out again; the newest row of a region holds.",
+    "One row per region put in quarantine on a release, or taken out again; the newest row of a region holds.",
     "ops",
     (
         text("release", "release it holds for"),

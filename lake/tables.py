@@ -2,18 +2,17 @@
 
 Every write goes the same way: rows are conformed (`lake.rows`), cut by partition into Parquet files that hold their
 content's digest in their name, and enter the table by one Delta commit of add and remove actions. So many workers can
-write parts of one table, one commit makes them all visible, and a commit that is repeated after a crash changes nothing.
+write parts of one table (`lake.parts`), one commit makes them all visible, and a commit that is repeated after a crash
+changes nothing.
 
 Traps this module keeps shut: a Delta log is never trimmed (`delta.enableExpiredLogCleanup=false`) and nothing is ever
 vacuumed, since older commits of the repository need it; tables are never read through pyarrow datasets, which abort
 the process at exit; unsigned integers never reach Delta.
 """
 
-import io
-import uuid
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import polars as pl
@@ -25,11 +24,11 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 
 from lake import rows as rows_of
 from lake.columns import TableSpec
-from lake.digests import bytes_digest
-from lake.errors import BadInput, ConflictError, SchemaMismatch, TableNotFound, nearest
+from lake.errors import BadInput, ConflictError, CorruptObject, SchemaMismatch, TableNotFound, nearest
 from lake.kv import open_kv, storage_error
 from lake.location import Location
-from lake.rows import Rows, conform, rows_digest
+from lake.parts import Part, check_writable, write_part, write_parts
+from lake.rows import Rows, rows_digest
 from lake.schemas import TABLES, table_spec
 
 __all__ = [
@@ -48,134 +47,19 @@ __all__ = [
 ]
 
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
-_ROW_GROUP = 122_880
-PartitionValues = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One Parquet file that is written but not yet in its table; plain data, so a ledger can keep it as JSON.
-
-    Parameters
-    ----------
-    path : str
-        Below the table's folder, e.g. `region=0_1_0/watershed-0_1_0-<digest>.parquet`.
-    partition : dict
-        Partition column to value; empty for a table without partitions.
-    statistics : str
-        Delta statistics, JSON.
-    digest : str
-        `rows_digest` of its rows: the output digest of the block that wrote it.
-    """
-
-    table: str
-    path: str
-    bytes: int
-    rows: int
-    partition: dict[str, str]
-    statistics: str
-    digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Part":
-        """Read back what `to_json` gave."""
-        return cls(**fields)
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
-def write_part(
-    location: Location, name: str, rows: Rows, part_name: str, partition: PartitionValues | None = None
-) -> Part:
-    """Write rows as one Parquet file below the table's folder, without touching the table.
-
-    Parameters
-    ----------
-    part_name : str
-        Begins the file's name; the digest of its bytes ends it, so equal content is the same file and a rewritten
-        part never changes a file that an older version of the table refers to.
-    partition : mapping
-        Value of each partition column, and the only one in `rows`; may be left out if `rows` has one value.
-
-    Raises
-    ------
-    SchemaMismatch, RootCollision
-        See `lake.rows.conform`.
-    """
-    spec = table_spec(name)
-    _check_writable(location)
-    table = conform(rows, spec)
-    return _write_part(location, spec, table, part_name, _partition_of(table, spec, partition))
-
-
-def _partition_of(table: pa.Table, spec: TableSpec, given: PartitionValues | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for column in spec.partition_by:
-        values = set(table.column(column).unique().to_pylist())
-        if given is not None:
-            if column not in given:
-                raise BadInput(f"partition column {column} of table {spec.name} has no value", fix=f"give {column}")
-            values.add(given[column])
-        if len(values) != 1:
-            raise BadInput(
-                f"a part of table {spec.name} has {len(values)} values of {column}: {sorted(values)[:4]}",
-                fix=f"write one part per {column}",
-            )
-        found[column] = values.pop()
-    return found
-
-
-def _write_part(
-    location: Location, spec: TableSpec, table: pa.Table, part_name: str, partition: dict[str, str]
-) -> Part:
-    stored = table.drop_columns(list(spec.partition_by)) if spec.partition_by else table
-    sink = io.BytesIO()
-    # Parquet in memory: a part is one block's rows, and the same code then serves folders and S3.
-    pq.write_table(stored, sink, compression="zstd", row_group_size=_ROW_GROUP)
-    data = sink.getvalue()
-    folder = "".join(f"{column}={value}/" for column, value in partition.items())
-    path = f"{folder}{part_name.replace('/', '-')}-{bytes_digest(data)[:16]}.parquet"
-    with _translated(location, spec.name):
-        open_kv(location)[path] = data
-    return Part(
-        spec.name,
-        path,
-        len(data),
-        table.num_rows,
-        partition,
-        rows_of.statistics(stored, spec),
-        rows_digest(table, spec),
-    )
-
-
-def _write_parts(location: Location, spec: TableSpec, rows: Rows) -> list[Part]:
-    _check_writable(location)
-    table = conform(rows, spec)
-    # A fresh name each time: rows appended twice are two files, not one.
-    stem = f"part-{uuid.uuid4().hex[:12]}"
-    if not spec.partition_by:
-        return [_write_part(location, spec, table, stem, {})] if table.num_rows else []
-    (column,) = spec.partition_by
-    frame = pl.DataFrame(pl.from_arrow(table))
-    return [
-        _write_part(location, spec, group.to_arrow().cast(spec.schema), stem, {column: str(key)})
-        for (key,), group in frame.group_by(column, maintain_order=True)
-    ]
-
-
 def append(location: Location, name: str, rows: Rows) -> int:
     """Add rows to a table, or make it with them, in one Delta commit; give the Delta version."""
     spec = table_spec(name)
-    return commit_parts(location, name, _write_parts(location, spec, rows))
+    return commit_parts(location, name, write_parts(location, spec, rows))
 
 
 def overwrite(location: Location, name: str, rows: Rows) -> int:
     """Replace all rows in one Delta commit; give the Delta version."""
     spec = table_spec(name)
-    return commit_parts(location, name, _write_parts(location, spec, rows), mode="overwrite")
+    return commit_parts(location, name, write_parts(location, spec, rows), mode="overwrite")
 
 
 def replace_region(location: Location, name: str, region: str | Collection[str], rows: Rows) -> int:
@@ -185,7 +69,7 @@ def replace_region(location: Location, name: str, region: str | Collection[str],
     """
     spec = table_spec(name)
     regions = {region} if isinstance(region, str) else set(region)
-    parts = _write_parts(location, spec, rows)
+    parts = write_parts(location, spec, rows)
     return commit_parts(location, name, parts, mode="overwrite", regions=regions)
 
 
@@ -214,7 +98,7 @@ def commit_parts(
         Another writer committed to the same files meanwhile.
     """
     spec = table_spec(name)
-    _check_writable(location)
+    check_writable(location)
     _check_parts(parts, spec, mode, regions)
     with _translated(location, name):
         if not DeltaTable.is_deltatable(location.uri, location.storage_options):
@@ -303,9 +187,27 @@ def table_exists(location: Location) -> bool:
 
 
 def read(location: Location) -> pl.LazyFrame:
-    """Give the table's rows, lazily; `TableNotFound` if there is none."""
+    """Give the table's rows, lazily; `TableNotFound` if there is none, `CorruptObject` if a file was cut."""
     with _translated(location, location.root):
-        return pl.scan_delta(_open(location, location.root))
+        table = _open(location, location.root)
+        if location.s3 is None:
+            for path, size in _files(table):
+                # A cut file would make polars panic, which no handler of ours sees.
+                _check_size(location, path, os.path.getsize(location.path / path), size)
+        return pl.scan_delta(table)
+
+
+def _files(table: DeltaTable) -> list[tuple[str, int]]:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    return list(zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True))
+
+
+def _check_size(location: Location, path: str, size: int, recorded: int) -> None:
+    if size != recorded:
+        raise CorruptObject(
+            f"{location.uri}/{path} has {size} bytes, the table's log says {recorded}",
+            fix="run `emlake scrub`, and restore the object from a clone",
+        )
 
 
 def version(location: Location) -> int:
@@ -324,12 +226,36 @@ def table_rows(location: Location) -> int:
 def content_digest(location: Location, name: str) -> str:
     """Digest the table's rows: independent of their order, of files, of the engine; volatile columns are left out."""
     spec = table_spec(name)
-    frame = read(location).collect()
-    missing = [column for column in spec.names if column not in frame.columns and not spec[column].nullable]
-    if missing:
-        raise SchemaMismatch(f"table {name} lacks column {missing[0]}", fix="it was written by another version")
-    frame = frame.with_columns(pl.lit(None).alias(column) for column in spec.names if column not in frame.columns)
-    return rows_digest(frame.select(spec.names).to_arrow().cast(spec.schema), spec)
+    with _translated(location, name):
+        table = _open(location, name)
+        kv = open_kv(location)
+        pieces = [
+            _piece(location, spec, kv, action) for action in pa.table(table.get_add_actions(flatten=True)).to_pylist()
+        ]
+    return rows_digest(pa.concat_tables([spec.schema.empty_table(), *pieces]), spec)
+
+
+def _piece(location: Location, spec: TableSpec, kv: Any, action: Mapping[str, Any]) -> pa.Table:
+    """Read one data file whole, with its partition values, in the declared schema."""
+    path = str(action["path"])
+    found = kv.read(path).result()
+    if found.state != "value":
+        raise CorruptObject(f"{location.uri}/{path} is missing", fix="run `emlake scrub`, and restore it from a clone")
+    _check_size(location, path, len(found.value), int(action["size_bytes"]))
+    rows = pq.ParquetFile(pa.BufferReader(found.value)).read()
+    columns = []
+    for field in spec.schema:
+        if field.name in spec.partition_by:
+            columns.append(pa.repeat(pa.scalar(str(action[f"partition.{field.name}"])), rows.num_rows))
+        elif field.name in rows.column_names:
+            columns.append(rows.column(field.name).cast(field.type))
+        elif field.nullable:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+        else:
+            raise SchemaMismatch(
+                f"table {spec.name} lacks column {field.name}", fix="it was written by another version"
+            )
+    return pa.table(columns, schema=spec.schema)
 
 
 def _open(location: Location, name: str) -> DeltaTable:
@@ -337,11 +263,6 @@ def _open(location: Location, name: str) -> DeltaTable:
         return DeltaTable(location.uri, storage_options=location.storage_options)
     except TableNotFoundError as error:
         raise TableNotFound(f"there is no table at {name}", fix=f"known tables: {', '.join(TABLES)}") from error
-
-
-def _check_writable(location: Location) -> None:
-    if not location.writable:
-        raise BadInput(f"{location.uri} is read-only", fix="write to session.workspace('tables/<name>/')")
 
 
 @contextmanager
@@ -355,5 +276,6 @@ def _translated(location: Location, name: str) -> Iterator[None]:
         raise SchemaMismatch(f"table {name}: {error}", fix="it was written by another version") from error
     except CommitFailedError as error:
         raise ConflictError(f"table {name}: {error}", fix="open the table again and repeat the change") from error
-    except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
+    except (DeltaError, OSError, ValueError, pl.exceptions.PolarsError) as error:
+        # ValueError: TensorStore's, and Arrow's for bytes that are no Parquet file.
         raise storage_error(error, location) from error

@@ -27,6 +27,7 @@ __all__ = ["Volume", "VolumeSpec", "create_volume", "open_volume", "same_volume"
 
 Array = NDArray[Any]
 Missing = Literal["error", "zero"]
+Method = Literal["mean", "mode"]
 _SCALE_TASK_VOXELS = 2**25  # read at once while making coarser scales: 32 MB of an image, 256 MB of a segmentation
 
 
@@ -174,7 +175,7 @@ class Volume:
         return found
 
     # -- coarser scales ---------------------------------------------------------------------------------------------
-    def build_scales(self, method: Literal["mean", "mode"] | None = None, box: Box | None = None) -> None:
+    def build_scales(self, method: Method | None = None, box: Box | None = None) -> None:
         """Make every coarser scale from the one before it.
 
         Parameters
@@ -184,7 +185,7 @@ class Volume:
         box : Box
             Full-resolution voxels that changed; only the chunks over it are made again. None: the whole volume.
         """
-        chosen = method or ("mode" if self.spec.kind == "segmentation" else "mean")
+        chosen: Method = method or ("mode" if self.spec.kind == "segmentation" else "mean")
         for scale in range(1, len(self.spec.scales)):
             bounds = self.spec.scale_box(scale)
             factor = self.spec.scales[scale]
@@ -206,7 +207,7 @@ class Volume:
                 size[axis] += unit[axis]
         yield from (cell for _, cell in around.blocks(cast(Zyx, tuple(size))))
 
-    def _downsampled(self, cell: Box, scale: int, method: str) -> Array:
+    def _downsampled(self, cell: Box, scale: int, method: Method) -> Array:
         step = self.spec.step(scale)
         fine = Box(_times(cell.start, step), _times(cell.stop, step)).clip(self.spec.scale_box(scale - 1))
         array = self.read(fine, scale - 1)
@@ -226,7 +227,7 @@ class Volume:
         if cached is not None:
             return cached
         if self.spec.driver == "zarr3":
-            spec = {"driver": "zarr3", "kvstore": self.location.child(f"s{scale}").kvstore()}
+            spec: dict[str, object] = {"driver": "zarr3", "kvstore": self.location.child(f"s{scale}").kvstore()}
         else:
             spec = {
                 "driver": "neuroglancer_precomputed",
@@ -301,9 +302,12 @@ def create_volume(location: Location, spec: VolumeSpec, provenance: Mapping[str,
     except NotFound:
         present = None
     if present is not None:
-        if _comparable(present.spec) != _comparable(spec):
+        there, wanted = _comparable(present.spec), _comparable(spec)
+        differing = [f"{name} {there[name]}, not {wanted[name]}" for name in wanted if there[name] != wanted[name]]
+        if differing:
             raise AlreadyExists(
-                f"volume {spec.name!r} is there already, as {present.spec}", fix="remove it first, or use another name"
+                f"volume {spec.name!r} is there already, with {'; '.join(differing)}",
+                fix="remove it first, or use another name",
             )
         return present
     files = {"info": precomputed.info_bytes(spec)} if spec.driver == "precomputed" else zarr3.metadata_files(spec)
@@ -324,18 +328,18 @@ def same_volume(one: VolumeSpec, other: VolumeSpec) -> bool:
     return _comparable(one) == _comparable(other)
 
 
-def _comparable(spec: VolumeSpec) -> tuple[object, ...]:
-    # A shard larger than the volume is stored as what it comes to; kind is not stored for an image of three channels.
-    shard = None
-    if spec.shard_zyx is not None:
-        shard = spec.shard_zyx
-        if spec.driver == "precomputed":
-            low_bits = precomputed.low_bits_of(spec)
-            shard = precomputed.ShardGrid.of(precomputed.grid_xyz(spec, 0), low_bits or 0).chunks_xyz
-    return (
-        spec.kind == "segmentation", spec.dtype, spec.shape_zyx, spec.voxel_nm_zyx, spec.offset_zyx, spec.channels,
-        spec.chunk_zyx, spec.driver, spec.scales, shard,
-    )  # fmt: skip
+def _comparable(spec: VolumeSpec) -> dict[str, object]:
+    # Stored otherwise than stated: a shard larger than the volume, and the kind of an image of three channels.
+    shard: object = spec.shard_zyx
+    if spec.shard_zyx is not None and spec.driver == "precomputed":
+        low_bits = precomputed.low_bits_of(spec)
+        shard = precomputed.ShardGrid.of(precomputed.grid_xyz(spec, 0), low_bits or 0).chunks_xyz
+    names = ("dtype", "shape_zyx", "voxel_nm_zyx", "offset_zyx", "channels", "chunk_zyx", "driver", "scales")
+    return {
+        "segmentation": spec.kind == "segmentation",
+        "shard": shard,
+        **{name: getattr(spec, name) for name in names},
+    }
 
 
 def open_volume(location: Location) -> Volume:

@@ -10,7 +10,8 @@
     segments     A = 11        B = 12 + 21     C = 22 (orphan: touches no face, no synapse)
     synapses     1: A -> B (0_0_0)   2: B -> A (0_0_1)   3: B -> B, not valid   4: A -> B (0_0_1)
 
-The second candidate repeats affinity and watershed in region 0_0_1 with model "m2": 21 is cut differently, so B differs.
+The second candidate repeats affinity, watershed and synapses in region 0_0_1 with model "m2": 21 is cut otherwise, so B
+differs.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,144 @@
+"""Parquet files of a table that is yet to take them in: what a block of a stage leaves."""
+
+import io
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lake.columns import TableSpec
+from lake.digests import bytes_digest
+from lake.errors import BadInput
+from lake.kv import open_kv, storage_error
+from lake.location import Location
+from lake.rows import Rows, conform, rows_digest, statistics
+from lake.schemas import table_spec
+
+_ROW_GROUP = 122_880
+PartitionValues = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One Parquet file that is written but not yet in its table; plain data, so a ledger can keep it as JSON.
+
+    Parameters
+    ----------
+    path : str
+        Below the table's folder, e.g. `region=0_1_0/watershed-0_1_0-<digest>.parquet`.
+    partition : dict
+        Partition column to value; empty for a table without partitions.
+    statistics : str
+        Delta statistics, JSON.
+    digest : str
+        `rows_digest` of its rows: the output digest of the block that wrote it.
+    """
+
+    table: str
+    path: str
+    bytes: int
+    rows: int
+    partition: dict[str, str]
+    statistics: str
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Part":
+        """Read back what `to_json` gave."""
+        return cls(**fields)
+
+
+def write_part(
+    location: Location, name: str, rows: Rows, part_name: str, partition: PartitionValues | None = None
+) -> Part:
+    """Write rows as one Parquet file below the table's folder, without touching the table.
+
+    Parameters
+    ----------
+    part_name : str
+        Begins the file's name; the digest of its bytes ends it, so equal content is the same file and a rewritten
+        part never changes a file that an older version of the table refers to.
+    partition : mapping
+        Value of each partition column, and the only one in `rows`; may be left out if `rows` has one value.
+
+    Raises
+    ------
+    SchemaMismatch, RootCollision
+        See `lake.rows.conform`.
+    """
+    spec = table_spec(name)
+    check_writable(location)
+    table = conform(rows, spec)
+    return _write_part(location, spec, table, part_name, _partition_of(table, spec, partition))
+
+
+def _partition_of(table: pa.Table, spec: TableSpec, given: PartitionValues | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for column in spec.partition_by:
+        values = set(table.column(column).unique().to_pylist())
+        if given is not None:
+            if column not in given:
+                raise BadInput(f"partition column {column} of table {spec.name} has no value", fix=f"give {column}")
+            values.add(given[column])
+        if len(values) != 1:
+            raise BadInput(
+                f"a part of table {spec.name} has {len(values)} values of {column}: {sorted(values)[:4]}",
+                fix=f"write one part per {column}",
+            )
+        found[column] = values.pop()
+    return found
+
+
+def _write_part(
+    location: Location, spec: TableSpec, table: pa.Table, part_name: str, partition: dict[str, str]
+) -> Part:
+    stored = table.drop_columns(list(spec.partition_by)) if spec.partition_by else table
+    sink = io.BytesIO()
+    # Parquet in memory: a part is one block's rows, and the same code then serves folders and S3.
+    pq.write_table(stored, sink, compression="zstd", row_group_size=_ROW_GROUP)
+    data = sink.getvalue()
+    folder = "".join(f"{column}={value}/" for column, value in partition.items())
+    path = f"{folder}{part_name.replace('/', '-')}-{bytes_digest(data)[:16]}.parquet"
+    try:
+        open_kv(location)[path] = data
+    except (ValueError, OSError) as error:
+        raise storage_error(error, location) from error
+    return Part(
+        spec.name,
+        path,
+        len(data),
+        table.num_rows,
+        partition,
+        statistics(stored, spec),
+        rows_digest(table, spec),
+    )
+
+
+def write_parts(location: Location, spec: TableSpec, rows: Rows) -> list[Part]:
+    """Write rows as one file per partition, each under a name that was never used before."""
+    check_writable(location)
+    table = conform(rows, spec)
+    # A fresh name each time: rows appended twice are two files, not one.
+    stem = f"part-{uuid.uuid4().hex[:12]}"
+    if not spec.partition_by:
+        return [_write_part(location, spec, table, stem, {})] if table.num_rows else []
+    (column,) = spec.partition_by
+    frame = pl.DataFrame(pl.from_arrow(table))
+    return [
+        _write_part(location, spec, group.to_arrow().cast(spec.schema), stem, {column: str(key)})
+        for (key,), group in frame.group_by(column, maintain_order=True)
+    ]
+
+
+def check_writable(location: Location) -> None:
+    """Raise `BadInput` unless a location may be written to."""
+    if not location.writable:
+        raise BadInput(f"{location.uri} is read-only", fix="write to session.workspace('tables/<name>/')")
