@@ -154,6 +154,11 @@ class Database:
             if timer is not None:
                 timer.cancel()
 
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Give a cursor for a library that writes its own SQL; DuckDB's locked settings hold it, not the sandbox."""
+        with self._lock:
+            return self._root.cursor()
+
     def close(self) -> None:
         """Close the database; what was fetched stays valid."""
         self._root.close()

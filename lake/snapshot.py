@@ -28,6 +28,8 @@ from lake.schemas import TABLES
 from lake.volumes import Volume, open_volume
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
     from lake.query import Database, Parameters, Result, Schema
     from sql import SqlFile
 
@@ -186,6 +188,13 @@ class Snapshot:
 
         text = library.load(query).text if query in library.library() else query
         return self._database(attach or {}).run(text, parameters, timeout_s=timeout_s)
+
+    def cursor(self) -> "DuckDBPyConnection":
+        """Give a read-only DuckDB cursor on the same tables and views, for a trusted library with SQL of its own.
+
+        Never hand it to a user: only `sql` checks statements before they run.
+        """
+        return self._database({}).cursor()
 
     def _database(self, attach: Mapping[str, "Snapshot"]) -> "Database":
         from lake.query import Database
