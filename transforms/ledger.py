@@ -187,6 +187,11 @@ def outputs_root(records: Iterable[Record], name: str) -> str:
     return merkle_root((block, output.digest) for block, output in rows if output is not None)
 
 
+def as_unchanged(record: Record) -> Record:
+    """Give the row by which a run says that it found a block as it was."""
+    return replace(record, origin="unchanged", changed=None)
+
+
 # -- objects of a run that goes on -------------------------------------------------------------------------------
 def run_folder(run_id: str) -> str:
     """Name the folder of a run."""

@@ -189,6 +189,10 @@ class Planner:
                 )
         return StagePlan(resolved, base, tuple(blocks), specs)
 
+    def layout(self, stage: str) -> Layout:
+        """Give the blocks of a stage that was planned."""
+        return self._layouts[stage]
+
     def _block(
         self, stage: Stage, base: Basis, block: Block, specs: Mapping[str, VolumeSpec], presence: "_Presence"
     ) -> BlockPlan:

@@ -1,24 +1,24 @@
 """What a plan or a run reads from: one commit, and over it the work of a session."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 
 from lake import tables
 from lake.box import Zyx
-from lake.errors import BadInput, NotFound, ObjectNotFound, RefNotFound
+from lake.errors import BadInput, NotFound, ObjectNotFound
 from lake.kv import list_keys
 from lake.location import Location
 from lake.repository import CommitId, ObjectStat, Repository
 from lake.session import Session
+from lake.snapshot import open_snapshot
 from lake.volume_spec import VolumeSpec
 from lake.volumes import Volume, open_volume
 from transforms.stage import Grid
 
 GRID = "_policy/grid.json"
-CANDIDATE = "_candidate.json"
 
 
 class Tree:
@@ -92,10 +92,10 @@ class Tree:
             return Grid()
         try:
             z, y, x = (float(v) for v in raw["voxel_nm_zyx"])
-            return Grid(_triple(raw["block_zyx"]), _triple(raw["region_blocks"]), (z, y, x))
+            return Grid(_triple(raw["block_zyx"]), _triple(raw["region_blocks_zyx"]), (z, y, x))
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
-                f"{GRID} cannot be read: {error!r}", fix="it holds block_zyx, region_blocks, voxel_nm_zyx"
+                f"{GRID} cannot be read: {error!r}", fix="it holds block_zyx, region_blocks_zyx, voxel_nm_zyx"
             ) from error
 
 
@@ -109,7 +109,7 @@ class Archive:
 
     def __init__(self, repo: Repository, tree: Tree) -> None:
         self._repo = repo
-        self.commit = _archive_commit(repo, tree)
+        self.commit = open_snapshot(repo, tree.commit).archive
         self._folders: dict[str, Location] = {}
         self._tiles: pl.DataFrame | None = None
 
@@ -137,17 +137,3 @@ class Archive:
             assert self.commit is not None
             self._folders[folder] = self._repo.location_of(self.commit, f"{folder}/")
         return self._folders[folder], name
-
-
-def _archive_commit(repo: Repository, tree: Tree) -> CommitId | None:
-    """Say which archive a branch belongs to: what its candidate recorded, else the archive's head."""
-    try:
-        recorded: Mapping[str, Any] = json.loads(tree.get(CANDIDATE))
-        if recorded.get("archive_commit"):
-            return str(recorded["archive_commit"])
-    except ObjectNotFound:
-        pass
-    try:
-        return repo.resolve("archive@")
-    except RefNotFound:
-        return None

@@ -27,7 +27,7 @@ from lake.kv import open_kv, storage_error
 from lake.location import Location
 from lake.rows import conform, empty_rows, ids_below_2_63, rows_digest
 from lake.schemas import table_spec
-from lake.volumes import Volume, open_volume
+from lake.volumes import open_volume
 from transforms.ledger import Output
 from transforms.stage import Block, Grid, Inputs, Outputs, Stage, TableOut, TileFile, VolumeOut, Voxels
 
@@ -72,7 +72,7 @@ class CopyTask:
 
 @dataclass(frozen=True, slots=True)
 class CheckTask:
-    """Outputs of a block that was recorded as done before a crash: are the bytes there?"""
+    """Outputs of a block that was recorded as done before a crash, to be looked at again."""
 
     block: Block
     outputs: tuple[Output, ...]
@@ -122,7 +122,7 @@ def peak_bytes() -> int:
 def _read(task: Task) -> Inputs:
     voxels, specs = {}, {}
     for name, (location, box) in task.volumes.items():
-        volume = _volume(location)
+        volume = open_volume(location)
         voxels[name] = Voxels(volume.read(box), box, volume.box, volume.spec.voxel_nm_zyx)
         specs[name] = volume.spec
     frames = dict(task.tables)
@@ -132,11 +132,6 @@ def _read(task: Task) -> Inputs:
     objects = _Lazy({f"{p}{key}": (w, key) for p, (w, keys) in task.objects.items() for key in keys})
     model = None if task.model is None else _model(task.model)
     return Inputs(voxels, frames, tiles, objects, model, task.grid, specs)
-
-
-@lru_cache(maxsize=16)
-def _volume(location: Location) -> Volume:
-    return open_volume(location)
 
 
 @lru_cache(maxsize=2)
@@ -164,6 +159,13 @@ def _bytes(location: Location, key: str) -> bytes:
     if found.state == "missing":
         raise NotFound(f"{location.uri}/{key} is not there", fix="run `emlake scrub`, then run again")
     return bytes(found.value)
+
+
+def _put(location: Location, key: str, data: bytes) -> None:
+    try:
+        open_kv(location).write(key, data).result()
+    except (ValueError, OSError) as error:
+        raise storage_error(error, location) from error
 
 
 class _Lazy(Mapping[str, bytes]):
@@ -216,7 +218,7 @@ def _check_ports(task: Task, declared: set[str], given: set[str], kind: str) -> 
 
 def _write_volume(task: Task, name: str, array: NDArray[Any]) -> Output:
     assert task.block.box is not None
-    volume = _volume(task.writes[f"volumes/{name}"])
+    volume = open_volume(task.writes[f"volumes/{name}"])
     if volume.spec.dtype == "uint64" and array.dtype == np.int64:
         if array.size and int(array.min()) < 0:
             raise BadInput(f"block {task.block.id}: negative id {int(array.min())}", fix="ids are 0..2^63-1")
@@ -249,12 +251,8 @@ def _write_table(task: Task, name: str, rows: pl.DataFrame) -> Output:
 
 
 def _write_objects(task: Task, prefix: str, objects: Mapping[str, bytes]) -> Output:
-    kv = open_kv(task.writes[prefix])
-    try:
-        for key, data in objects.items():
-            kv.write(key, data).result()
-    except (ValueError, OSError) as error:
-        raise storage_error(error, task.writes[prefix]) from error
+    for key, data in objects.items():
+        _put(task.writes[prefix], key, data)
     return Output(prefix, objects_digest(objects), sum(map(len, objects.values())), keys=tuple(sorted(objects)))
 
 
@@ -271,16 +269,16 @@ def copy(task: CopyTask) -> Outcome:
         source, target = task.sources[output.name], task.writes[output.name]
         if output.name.startswith("volumes/"):
             assert task.block.box is not None
-            array = _volume(source).read(task.block.box)
+            array = open_volume(source).read(task.block.box)
             if array_digest(array, task.block.box) != output.digest:
                 raise CorruptObject(f"{task.block.id}: {output.name} is not what was recorded", fix="compute it again")
-            _volume(target).write(task.block.box, array)
+            open_volume(target).write(task.block.box, array)
             continue
         for key in [part.path for part in output.parts] or output.keys:
             data = _bytes(source, key)
             if output.parts and not _is_part(key, data):
                 raise CorruptObject(f"{task.block.id}: {key} is not what was recorded", fix="compute it again")
-            open_kv(target).write(key, data).result()
+            _put(target, key, data)
         if output.keys and objects_digest({key: _bytes(target, key) for key in output.keys}) != output.digest:
             raise CorruptObject(f"{task.block.id}: {output.name} is not what was recorded", fix="compute it again")
     return Outcome(task.outputs, time.perf_counter() - began, time.process_time() - cpu, peak_bytes())
