@@ -72,6 +72,8 @@ def test_faces_of_the_volume_that_a_segment_touches_are_counted():
     )
     by_size = sorted(segments.select("voxels", "boundary_faces").iter_rows())
     assert by_size == [(1, 0), (1, 1), (25, 6)]
+    again = segments_table(supervoxels, agglomeration_table(supervoxels, np.arange(3)))
+    assert again.equals(segments)
 
 
 @pytest.mark.parametrize("name", ["supervoxels", "segments"])

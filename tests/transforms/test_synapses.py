@@ -24,8 +24,7 @@ def scene(shape=(16, 32, 48)):
     """Two cells that meet at x = 24: 10 (supervoxels 1, 2 by z) on the left and 20 (supervoxel 3) on the right."""
     supervoxels = np.zeros(shape, np.int64)
     supervoxels[:8, :, :24], supervoxels[8:, :, :24], supervoxels[:, :, 24:] = 1, 2, 3
-    roots = np.where(supervoxels == 3, 20, 10)
-    return np.zeros((2, *shape), np.uint8), supervoxels, roots
+    return np.zeros((2, *shape), np.uint8), supervoxels, {1: 10, 2: 10, 3: 20}
 
 
 def find(sites, supervoxels, roots, core=None, parameters=PARAMETERS, box=None):
@@ -35,7 +34,7 @@ def find(sites, supervoxels, roots, core=None, parameters=PARAMETERS, box=None):
     return find_synapses(
         sites[(slice(None), *box.slices)],
         supervoxels[box.slices],
-        roots[box.slices],
+        (np.array(list(roots)), np.array(list(roots.values()))),
         box=box,
         core=core,
         bounds=bounds,
@@ -79,7 +78,7 @@ def test_both_ends_in_one_segment_make_an_invalid_row_unless_another_partner_is_
     ball(sites, 1, (4, 10, 18))
     assert find(sites, supervoxels, roots)["valid"].to_list() == [False]
     ball(sites, 0, (4, 14, 23), radius=(1, 1, 1))
-    roots[:, 13:, 22:26], supervoxels[:, 13:, 22:26] = 30, 4
+    supervoxels[:, 13:, 22:26], roots[4] = 4, 30
     assert find(sites, supervoxels, roots).filter(pl.col("valid"))["pre_pt_root_id"].to_list() == [30]
 
 
@@ -113,7 +112,7 @@ def test_background_under_a_site_gives_id_zero_and_an_invalid_row():
     sites, supervoxels, roots = scene()
     ball(sites, 0, (4, 10, 20))
     ball(sites, 1, (4, 10, 27))
-    supervoxels[..., 24:] = roots[..., 24:] = 0
+    supervoxels[..., 24:] = 0
     row = find(sites, supervoxels, roots).to_dicts()[0]
     assert (row["post_pt_supervoxel_id"], row["post_pt_root_id"], row["valid"]) == (0, 0, False)
 
@@ -150,6 +149,14 @@ def test_rows_fit_the_declared_table_also_when_there_are_none():
     assert set(empty.columns) == required
     assert empty.height == 0
     assert connections(empty).height == 0
+
+
+def test_a_supervoxel_without_a_root_is_refused_by_name():
+    sites, supervoxels, roots = scene()
+    ball(sites, 0, (4, 10, 20))
+    del roots[1]
+    with pytest.raises(BadInput, match="supervoxel 1 has no root"):
+        find(sites, supervoxels, roots)
 
 
 def test_connections_count_valid_synapses_by_ordered_pair():

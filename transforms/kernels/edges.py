@@ -62,8 +62,7 @@ def edge_statistics(
     core : (z, y, x) int
         Shape of the core, which starts at the arrays' origin; default: all of `supervoxels`.
     """
-    core = supervoxels.shape if core is None else core  # type: ignore[assignment]
-    assert core is not None
+    core = core or supervoxels.shape
     for axis in range(3):
         if not core[axis] <= supervoxels.shape[axis] <= core[axis] + 1 or affinity.shape[axis + 1] < core[axis]:
             raise BadInput(

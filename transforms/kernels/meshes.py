@@ -182,7 +182,7 @@ def join_pieces(pieces: Iterable[Mesh]) -> Mesh:
     faces = np.concatenate([p.faces + np.uint32(start) for p, start in zip(parts, counts[:-1], strict=True)])
     faces = slot.reshape(-1)[faces].astype(np.uint32)
     flat = (faces[:, 0] == faces[:, 1]) | (faces[:, 1] == faces[:, 2]) | (faces[:, 0] == faces[:, 2])
-    return Mesh(places * _GRID_NM, faces[~flat])
+    return Mesh(np.asarray(places * _GRID_NM, np.float64), faces[~flat])
 
 
 def coarser(mesh: Mesh, reduction: float, max_error_nm: float) -> Mesh:

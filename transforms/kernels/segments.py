@@ -77,7 +77,9 @@ def agglomeration_table(supervoxels: pl.DataFrame, clusters: NDArray[np.int64]) 
     )
 
 
-def segments_table(supervoxels: pl.DataFrame, agglomeration: pl.DataFrame, bounds_nm: tuple[Nm, Nm]) -> pl.DataFrame:
+def segments_table(
+    supervoxels: pl.DataFrame, agglomeration: pl.DataFrame, bounds_nm: tuple[Nm, Nm] | None = None
+) -> pl.DataFrame:
     """Add supervoxels up to segments.
 
     Parameters
@@ -86,8 +88,8 @@ def segments_table(supervoxels: pl.DataFrame, agglomeration: pl.DataFrame, bound
         As `supervoxel_table` gives them, all blocks.
     agglomeration : DataFrame
         supervoxel_id, root_id; exactly one row per supervoxel.
-    bounds_nm : (z, y, x), (z, y, x)
-        Start and stop of the segmented volume.
+    bounds_nm : (z, y, x), (z, y, x), optional
+        Start and stop of the segmented volume; default: the extent of all supervoxels.
 
     Returns
     -------
@@ -101,6 +103,7 @@ def segments_table(supervoxels: pl.DataFrame, agglomeration: pl.DataFrame, bound
             f"{supervoxels.height} supervoxels, {agglomeration.height} rows of agglomeration, {lost} without a root",
             fix="agglomerate the same supervoxels",
         )
+    low_nm, high_nm = bounds_nm or _extent(rows)
     roots, slot = np.unique(rows["root_id"].to_numpy(), return_inverse=True)
     n, size = len(roots), rows["voxels"].to_numpy()
     voxels = np.zeros(n, np.int64)
@@ -114,7 +117,7 @@ def segments_table(supervoxels: pl.DataFrame, agglomeration: pl.DataFrame, bound
         np.minimum.at(low, slot, rows[f"min_{name}"].to_numpy())
         np.maximum.at(high, slot, rows[f"max_{name}"].to_numpy())
         columns[f"min_{name}"], columns[f"max_{name}"] = low, high
-        faces += (low <= bounds_nm[0][axis]).astype(np.int64) + (high >= bounds_nm[1][axis])
+        faces += (low <= low_nm[axis]).astype(np.int64) + (high >= high_nm[axis])
     columns["boundary_faces"] = faces
     order = ["root_id", "voxels", "supervoxels", *_position("centroid"), *_bounds(), "boundary_faces"]
     return pl.DataFrame(columns).select(order)
@@ -156,6 +159,14 @@ def relabel(
     known = wanted != 0
     table[known] = roots[order][slot[known]].astype(np.uint64)
     return np.asarray(table[dense])
+
+
+def _extent(supervoxels: pl.DataFrame) -> tuple[Nm, Nm]:
+    if not supervoxels.height:
+        return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    z0, y0, x0 = (float(supervoxels[f"min_{axis}"].to_numpy().min()) for axis in _AXES)
+    z1, y1, x1 = (float(supervoxels[f"max_{axis}"].to_numpy().max()) for axis in _AXES)
+    return (z0, y0, x0), (z1, y1, x1)
 
 
 def _extents(labels: NDArray[np.uint32], n: int) -> tuple[list[NDArray[np.float64]], list[Any], list[Any]]:

@@ -75,13 +75,13 @@ class _Site:
     point: Ints
 
     def centre_nm(self, voxel_nm: Nm) -> NDArray[np.float64]:
-        return (self.moment / self.mass + 0.5) * np.asarray(voxel_nm)
+        return np.asarray((self.moment / self.mass + 0.5) * np.asarray(voxel_nm), np.float64)
 
 
 def find_synapses(
     sites: NDArray[np.uint8],
     supervoxels: NDArray[np.integer[Any]],
-    roots: NDArray[np.integer[Any]],
+    roots: tuple[Ints, Ints],
     *,
     box: Box,
     core: Box,
@@ -96,8 +96,10 @@ def find_synapses(
     ----------
     sites : (2, z, y, x) uint8
         255 times the probability of a presynaptic (channel 0) and a postsynaptic site (channel 1), over `box`.
-    supervoxels, roots : (z, y, x) integer
+    supervoxels : (z, y, x) integer
         Ids over `box`; 0 is none.
+    roots : (n,) int64, (n,) int64
+        Supervoxel ids, ascending, and the root of each: at least those in `box`.
     box, core, bounds : Box
         What was read, what to report, the whole volume. `box` reaches `parameters.halo` beyond `core`, or to `bounds`.
     cell : (z, y, x) int
@@ -142,7 +144,7 @@ def connections(synapses: pl.DataFrame) -> pl.DataFrame:
 def _sites(
     probability: NDArray[np.uint8],
     supervoxels: NDArray[np.integer[Any]],
-    roots: NDArray[np.integer[Any]],
+    roots: tuple[Ints, Ints],
     box: Box,
     bounds: Box,
     voxel_nm: Nm,
@@ -170,7 +172,8 @@ def _sites(
             continue
         offset = np.array([w.start + o for w, o in zip(window, box.start, strict=True)], np.int64)
         voxels = np.argwhere(inside) + offset
-        sites.append(_site(voxels, weights, supervoxels[window][inside], roots[window][inside], voxel_nm))
+        owners = supervoxels[window][inside].astype(np.int64)
+        sites.append(_site(voxels, weights, owners, _roots_of(owners, roots), voxel_nm))
     # Component numbers depend on the window they were found in, positions do not.
     return sorted(sites, key=lambda site: tuple(site.voxels[0].tolist()))
 
@@ -187,6 +190,18 @@ def _site(voxels: Ints, weights: Ints, supervoxels: NDArray[Any], roots: NDArray
     gap = ((voxels[candidates] - moment / mass) * np.asarray(voxel_nm)) ** 2
     point = voxels[candidates[int(gap.sum(axis=1).argmin())]]
     return _Site(voxels, weights, moment, mass, root, supervoxel, point)
+
+
+def _roots_of(supervoxels: Ints, roots: tuple[Ints, Ints]) -> Ints:
+    """Look roots up; only under sites, which are a thousandth of the voxels."""
+    names = np.concatenate([roots[0], [-1]])
+    slot = np.searchsorted(roots[0], supervoxels)
+    lost = (names[slot] != supervoxels) & (supervoxels != 0)
+    if lost.any():
+        raise BadInput(
+            f"supervoxel {int(supervoxels[lost][0])} has no root", fix="agglomerate the supervoxels of this volume"
+        )
+    return np.where(supervoxels == 0, 0, np.concatenate([roots[1], [0]])[slot])
 
 
 def _heaviest(ids: NDArray[Any], weights: Ints) -> int:

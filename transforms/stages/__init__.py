@@ -11,7 +11,17 @@ from lake.errors import BadInput, nearest
 from transforms.stage import Stage
 
 # name -> "module:class". Modules are imported on use: `emlake --help` must not pay for OpenCV.
-STAGES: dict[str, str] = {}
+STAGES: dict[str, str] = {
+    "watershed": "transforms.stages.segmentation:Watershed",
+    "edges": "transforms.stages.segmentation:Edges",
+    "agglomerate": "transforms.stages.segmentation:Agglomerate",
+    "segments": "transforms.stages.segmentation:Segments",
+    "segmentation": "transforms.stages.segmentation:Segmentation",
+    "synapses": "transforms.stages.synapses:FindSynapses",
+    "connections": "transforms.stages.synapses:Connections",
+    "mesh_pieces": "transforms.stages.meshes:MeshPieces",
+    "meshes": "transforms.stages.meshes:Meshes",
+}
 
 
 def stage_class(name: str, stages: Mapping[str, str] | None = None) -> type[Stage]:
