@@ -30,9 +30,12 @@ from lake.errors import BadInput, ConflictError, NotFound, NothingToCommit, Obje
 from lake.location import Location
 from lake.repository import CommitId, Repository
 from lake.session import Session
+from transforms.ingest_volume import ImportPlan, VolumeReport, ingest_array, ingest_volume
 from transforms.tile_rows import Row, judge
 from transforms.tile_table import TileRecord, read_tile_table
 from transforms.tiles import TileCheck, TilePolicy, check_tile
+
+__all__ = ["ImportPlan", "IngestReport", "VolumeReport", "ingest_array", "ingest_tiles", "ingest_volume"]
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
