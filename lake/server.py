@@ -225,7 +225,8 @@ def _read(path: Path) -> dict[str, str]:
 
 def _running(folder: Path) -> ServerState | None:
     record = _read(folder / "running.json")
-    if not record or _birth(int(record["pid"])) != record["birth"]:
+    # A record without a birth is of a program that died before it was looked at.
+    if not record or not record["birth"] or _birth(int(record["pid"])) != record["birth"]:
         return None
     settings = _read(folder / "settings.json")
     return ServerState(
@@ -271,7 +272,8 @@ def _launch(folder: Path, program: Path, settings: dict[str, str]) -> ServerStat
         if _gone(pid, birth, 0.05):
             break
     else:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         _gone(pid, birth, 5.0)
     (folder / "running.json").unlink(missing_ok=True)
     with log.open("rb") as stream:
@@ -322,7 +324,8 @@ def _birth(pid: int) -> str:
 def _gone(pid: int, birth: str, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while True:
-        if _birth(pid) != birth:
+        now = _birth(pid)
+        if not now or now != birth:
             return True
         if time.monotonic() > deadline:
             return False

@@ -1,10 +1,22 @@
 """A repository on a lakeFS server, with the semantics of `lake.repository.Repository`.
 
 `address` finds server and keys, `wire` carries requests, `failures` translates what goes wrong, `repository` is the
-engine, `merging` adds what lakeFS's merge and revert lack (whole units, an expected head), `gate` is the release gate
-that runs inside the server.
+engine, `merging` adds what lakeFS's merge and revert lack (whole units, an expected head), `protection` waits for
+rules to be in force, `gate` is the release gate that runs inside the server.
 """
 
-from lake.engines.lakefs.repository import LakeFSRepository
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lake.engines.lakefs.repository import LakeFSRepository as LakeFSRepository
 
 __all__ = ["LakeFSRepository"]
+
+
+def __getattr__(name: str) -> Any:
+    # The client costs 0.8 s; `gate` must be had without it.
+    if name == "LakeFSRepository":
+        from lake.engines.lakefs.repository import LakeFSRepository
+
+        return LakeFSRepository
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

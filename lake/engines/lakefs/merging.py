@@ -39,6 +39,7 @@ _KINDS: Mapping[str, Literal["added", "changed", "removed", "conflict"]] = {
     "removed": "removed",
     "conflict": "conflict",
 }
+DIFF_FIELDS = ("path", "type", "path_type")
 _TRIES = 5
 _SEARCHED = 100
 
@@ -68,7 +69,11 @@ def diff_pages(
 ) -> Iterator[dict[str, Any]]:
     """Yield the raw lines of a diff of two commits; `query` may hold `prefix` and `delimiter`."""
     return wire.pages(
-        f"/refs/{left}/diff/{right}", {"type": kind, **query}, doing=f"diff {left[:12]} {right[:12]}", limit=limit
+        f"/refs/{left}/diff/{right}",
+        {"type": kind, **query},
+        fields=DIFF_FIELDS,
+        doing=f"diff {left[:12]} {right[:12]}",
+        limit=limit,
     )
 
 
@@ -141,7 +146,7 @@ def merge(repo: "LakeFSRepository", wire: Wire, request: MergeRequest) -> Commit
 
 def _merge_base(wire: Wire, source: CommitId, dest: CommitId) -> CommitId:
     doing = f"find the merge base of {source[:12]} and {dest[:12]}"
-    return str(wire.json(f"/refs/{source}/merge/{dest}", doing=doing)["base_commit_id"])
+    return str(wire.json(f"/refs/{source}/merge/{dest}", fields=("base_commit_id",), doing=doing)["base_commit_id"])
 
 
 def _merge_keys(wire: Wire, head: CommitId, theirs: CommitId, request: MergeRequest, units: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(\s*;\s*[\w!#$&^.+-]+=([\w!#$&^.+-]+|\"[\x20\x21\x23-\x7e]*\"))*")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _INTERNAL = ".lakefs."
+STAT_FIELDS = ("path", "checksum")
 
 
 def public_metadata(metadata: Metadata | None) -> dict[str, str]:
@@ -50,7 +51,7 @@ def put(wire: Wire, branch: str, key: str, data: bytes | Path, content_type: str
     path = f"/branches/{segment(branch)}/objects"
     # Sending the same bytes to the same key twice is the same as once, so a broken connection is tried again.
     answer = wire.request("POST", path, {"path": key}, doing=doing, body=body, headers=headers)
-    stat = stat_from(answer.json())
+    stat = stat_from(wire.read(answer, fields=STAT_FIELDS, doing=doing))
     if stat.size != size:
         raise StorageError(
             f"{doing}: {stat.size} of {size} bytes arrived", fix="keep the file unchanged while it is put"
@@ -65,7 +66,7 @@ def put(wire: Wire, branch: str, key: str, data: bytes | Path, content_type: str
             doing=doing,
             safe=True,
         )
-        stat = stat_from(wire.json(f"/refs/{segment(branch)}/objects/stat", {"path": key}, doing=doing))
+        stat = describe(wire, branch, key, doing)
     return stat
 
 
@@ -96,10 +97,20 @@ def get(wire: Wire, ref: str, key: str) -> bytes:
     return data
 
 
+def describe(wire: Wire, ref: str, key: str, doing: str) -> ObjectStat:
+    """Describe one object."""
+    return stat_from(wire.json(f"/refs/{segment(ref)}/objects/stat", {"path": key}, fields=STAT_FIELDS, doing=doing))
+
+
 def listing(wire: Wire, ref: str, prefix: str, after: str, limit: int | None) -> Iterator[ObjectStat]:
     """Yield objects page by page."""
     pages = wire.pages(
-        f"/refs/{segment(ref)}/objects/ls", {"prefix": prefix}, doing=f"list {ref!r}", after=after, limit=limit
+        f"/refs/{segment(ref)}/objects/ls",
+        {"prefix": prefix},
+        fields=STAT_FIELDS,
+        doing=f"list {ref!r}",
+        after=after,
+        limit=limit,
     )
     return (stat_from(entry) for entry in pages)
 

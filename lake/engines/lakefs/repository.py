@@ -9,6 +9,7 @@ from typing import Any
 from lake.engines.lakefs import merging, objects
 from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
+from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
@@ -33,6 +34,8 @@ from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metad
 
 MAIN = "main"
 _COMMIT_TRIES = 4
+_REF_FIELDS = ("id", "commit_id")
+_COMMIT_FIELDS = ("id", "parents", "message", "committer", "creation_date")
 
 
 class LakeFSRepository(Handle):
@@ -48,7 +51,7 @@ class LakeFSRepository(Handle):
         """Open `lakefs://host:port/name`; `RepositoryNotFound`, `ServerUnreachable` or `NotAuthorized` otherwise."""
         wire = Wire(resolve(location))
         try:
-            wire.json("", doing=f"open {location}")
+            wire.json("", fields=("id",), doing=f"open {location}")
         except NotFound as error:
             names = _repositories(wire)
             wire.close()
@@ -65,11 +68,12 @@ class LakeFSRepository(Handle):
         body = {"name": wire.name, "storage_namespace": _namespace(wire, doing), "default_branch": MAIN}
         try:
             wire.call(wire.sdk.repositories_api.create_repository, body, doing=doing)
-        except ConflictError as error:
-            raise AlreadyExists(f"{location} exists", fix="open it, or choose another name") from error
-        except BadInput as error:
-            # lakeFS never gives a storage namespace out twice, not even after its repository was deleted.
-            raise AlreadyExists(f"{error.message}", fix="choose a name that was never used on this server") from error
+        except (ConflictError, BadInput) as error:
+            # 400 or 409: lakeFS gives a storage namespace out once, even if its repository was deleted since.
+            raise AlreadyExists(
+                f"{location} exists or existed: {error.message}",
+                fix="open it, or choose a name that was never used on this server",
+            ) from error
         return cls(wire)
 
     @property
@@ -99,7 +103,7 @@ class LakeFSRepository(Handle):
         if expr.at == "$":
             raise BadInput(f"{ref!r} is a staging area, not a commit", fix=f"use {expr.base!r}, or commit first")
         try:
-            return _commit(self._wire.json(f"/commits/{segment(ref)}", doing=f"resolve {ref!r}"))
+            return _commit(self._wire.json(f"/commits/{segment(ref)}", fields=_COMMIT_FIELDS, doing=f"resolve {ref!r}"))
         except NotFound as error:
             raise self._unknown_ref(ref) from error
         except StorageError as error:
@@ -117,7 +121,8 @@ class LakeFSRepository(Handle):
 
     def _head(self, branch: str) -> CommitId:
         try:
-            return str(self._wire.json(f"/branches/{segment(branch)}", doing=f"look up branch {branch!r}")["commit_id"])
+            path, doing = f"/branches/{segment(branch)}", f"look up branch {branch!r}"
+            return str(self._wire.json(path, fields=_REF_FIELDS, doing=doing)["commit_id"])
         except (NotFound, BadInput) as error:
             if isinstance(error, RepositoryNotFound):
                 raise
@@ -125,7 +130,7 @@ class LakeFSRepository(Handle):
 
     def branches(self, prefix: str = "") -> Mapping[str, CommitId]:
         """Map branch names to committed heads, sorted by name."""
-        pages = self._wire.pages("/branches", {"prefix": prefix}, doing="list branches")
+        pages = self._wire.pages("/branches", {"prefix": prefix}, fields=_REF_FIELDS, doing="list branches")
         return {entry["id"]: entry["commit_id"] for entry in pages}
 
     def create_branch(self, name: str, source: str) -> CommitId:
@@ -155,7 +160,7 @@ class LakeFSRepository(Handle):
 
     def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
         """Map tag names to commits, sorted by name."""
-        pages = self._wire.pages("/tags", {"prefix": prefix}, doing="list tags")
+        pages = self._wire.pages("/tags", {"prefix": prefix}, fields=_REF_FIELDS, doing="list tags")
         return {entry["id"]: entry["commit_id"] for entry in pages}
 
     def create_tag(self, name: str, ref: str) -> CommitId:
@@ -211,6 +216,10 @@ class LakeFSRepository(Handle):
             self._head(branch)
             raise
 
+    def install_gate(self, branch: str) -> None:
+        """Stage the server-side release gate on `branch`; once committed it watches merges into main."""
+        self.put(branch, GATE_KEY, gate_yaml(), content_type="application/yaml")
+
     # -- objects ------------------------------------------------------------------------------------------------
     def put(
         self,
@@ -254,8 +263,7 @@ class LakeFSRepository(Handle):
     def stat(self, ref: str, key: str) -> ObjectStat:
         """Describe an object, or raise `RefNotFound` / `ObjectNotFound`."""
         with self._reading(ref, key) as plain:
-            path = f"/refs/{segment(plain)}/objects/stat"
-            return objects.stat_from(self._wire.json(path, {"path": key}, doing=f"stat {key!r} at {ref!r}"))
+            return objects.describe(self._wire, plain, key, f"stat {key!r} at {ref!r}")
 
     def list(self, ref: str, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[ObjectStat]:
         """Yield objects whose key starts with `prefix` and is greater than `after`, in byte order."""
@@ -302,8 +310,14 @@ class LakeFSRepository(Handle):
     def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
         """Yield what a commit of `branch` would change, sorted by key."""
         self._head(branch)
-        path = f"/branches/{segment(branch)}/diff"
-        return merging.changes(self._wire.pages(path, {"prefix": prefix}, doing=f"diff staging of {branch!r}"))
+        return merging.changes(
+            self._wire.pages(
+                f"/branches/{segment(branch)}/diff",
+                {"prefix": prefix},
+                fields=merging.DIFF_FIELDS,
+                doing=f"diff staging of {branch!r}",
+            )
+        )
 
     def commit(
         self, branch: str, message: str, metadata: Metadata = NO_METADATA, *, allow_empty: bool = False
@@ -352,7 +366,7 @@ class LakeFSRepository(Handle):
         """Yield commits reachable from `ref`, newest first."""
         query = {"first_parent": "true" if first_parent else "false"}
         path = f"/refs/{self.resolve(ref)}/commits"
-        return map(_commit, self._wire.pages(path, query, doing=f"log of {ref!r}", limit=limit))
+        return map(_commit, self._wire.pages(path, query, fields=_COMMIT_FIELDS, doing=f"log of {ref!r}", limit=limit))
 
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
         """Yield changes from `left` to `right`, sorted by key, both resolved once."""

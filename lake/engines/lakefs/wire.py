@@ -59,7 +59,13 @@ class Wire:
     ) -> Any:
         """Call a function of the generated client; `safe` says that doing it twice does no harm."""
         timeout = (CONNECT_S, READ_S if safe else WRITE_S)
-        return self._attempt(lambda: function(*arguments, _request_timeout=timeout, **options), doing=doing, safe=safe)
+        try:
+            return self._attempt(
+                lambda: function(*arguments, _request_timeout=timeout, **options), doing=doing, safe=safe
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            # How the generated client stumbles over an answer that does not fit its models.
+            raise self._strange(doing) from error
 
     def request(
         self,
@@ -96,31 +102,55 @@ class Wire:
 
         return self._attempt(send, doing=doing, safe=safe)
 
-    def json(self, path: str, query: Mapping[str, object] | None = None, *, doing: str) -> dict[str, Any]:
-        """GET an object; an HTML page (the server's answer to a path it does not know) is an error."""
-        answer = self.request("GET", path, query, doing=doing)
+    def json(
+        self, path: str, query: Mapping[str, object] | None = None, *, fields: tuple[str, ...] = (), doing: str
+    ) -> dict[str, Any]:
+        """GET an object that has these fields; else what answers is no lakeFS server this client knows."""
+        return self.read(self.request("GET", path, query, doing=doing), fields=fields, doing=doing)
+
+    def read(self, answer: urllib3.BaseHTTPResponse, *, fields: tuple[str, ...] = (), doing: str) -> dict[str, Any]:
+        """Read an answer that must be a JSON object with these fields."""
         try:
             content = json.loads(answer.data)
         except ValueError as error:
-            raise StorageError(
-                f"{doing}: {self.address.origin} does not answer like a lakeFS server", fix="correct the address"
-            ) from error
-        return dict(content)
+            raise self._strange(doing) from error
+        if not isinstance(content, dict) or any(field not in content for field in fields):
+            raise self._strange(doing)
+        return content
+
+    def _strange(self, doing: str) -> StorageError:
+        # lakeFS itself answers a path it does not know with 200 and an HTML page.
+        return StorageError(
+            f"{doing}: {self.address.origin} does not answer like a lakeFS server", fix="correct the address"
+        )
 
     def pages(
-        self, path: str, query: Mapping[str, object], *, doing: str, after: str = "", limit: int | None = None
+        self,
+        path: str,
+        query: Mapping[str, object],
+        *,
+        fields: tuple[str, ...],
+        doing: str,
+        after: str = "",
+        limit: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the results of a listing, `PAGE` at a time."""
+        """Yield the results of a listing, `PAGE` at a time; each is an object with these fields."""
         left = limit
         while left is None or left > 0:
             amount = PAGE if left is None else min(PAGE, left)
-            page = self.json(path, {**query, "after": after, "amount": amount}, doing=doing)
+            arguments = {**query, "after": after, "amount": amount}
+            page = self.json(path, arguments, fields=("results", "pagination"), doing=doing)
+            try:
+                if any(field not in entry for entry in page["results"] for field in fields):
+                    raise self._strange(doing)
+                after, more = page["pagination"]["next_offset"], page["pagination"]["has_more"]
+            except (TypeError, KeyError) as error:
+                raise self._strange(doing) from error
             yield from page["results"]
             if left is not None:
                 left -= len(page["results"])
-            if not page["pagination"]["has_more"]:
+            if not more:
                 return
-            after = page["pagination"]["next_offset"]
 
     def _attempt(self, send: Callable[[], T], *, doing: str, safe: bool) -> T:
         """Send, and send again where that can do no harm: nothing had left, or repeating changes nothing."""
