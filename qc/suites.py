@@ -4,10 +4,11 @@ The verdict of each expectation becomes a row of `qc_results`: an upgrade of the
 decision, so nothing later reads the library's own records.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,7 +126,8 @@ def run_suites(snapshot: Snapshot, metrics: pl.DataFrame, *, docs: Any = None) -
     docs : qc.docs.Site or None
         Where to render Great Expectations' Data Docs.
     """
-    with _context(snapshot, metrics) as (context, batches):
+    # The library prints advice on stdout, which is for data.
+    with redirect_stdout(io.StringIO()), _context(snapshot, metrics) as (context, batches):
         rows = []
         for name, checks in suites().items():
             runnable = [check for check in checks if check.table in batches]
@@ -147,7 +149,7 @@ def _context(snapshot: Snapshot, metrics: pl.DataFrame) -> Iterator[tuple[Any, d
     from sqlalchemy.pool import StaticPool
 
     context = gx.get_context(mode="ephemeral")
-    # It warns at every check that names its tables itself; set here, since making a context sets it back.
+    # Set here, since making a context sets it back.
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context.variables.progress_bars = {"globally": False}
     with _buffered(sa):

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
-from lake.snapshot import Snapshot
 
 from lake.errors import TableNotFound
 from lake.repository import CommitId, Repository
+from lake.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

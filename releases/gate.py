@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
-from lake.engines.lakefs.gate import GATE_KEY
 
+from lake.engines.lakefs.gate import GATE_KEY
 from lake.errors import NotFound, ObjectNotFound, TableNotFound, nearest
 from lake.repository import CommitId, Repository
 from releases.history import current

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
-from lake.ops import append_rows
 
 from lake import durable
 from lake.digests import canonical_json
 from lake.errors import ConflictError, GateRefused, NotFound, StorageError, TableNotFound
+from lake.ops import append_rows
 from lake.repository import CommitId, Repository
 from releases.gate import candidate_branch, judge, refusal
 from releases.history import Release, current, find, history, standing

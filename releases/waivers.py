@@ -4,9 +4,9 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
-from lake.ops import append_rows
 
 from lake.errors import BadInput, nearest
+from lake.ops import append_rows
 from lake.repository import Repository
 from releases.gate import candidate_branch
 from releases.policy import read_policy
