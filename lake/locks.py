@@ -15,6 +15,7 @@ The lock keeps writers apart; what keeps the data right is that landing demands 
 
 import getpass
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -182,7 +183,10 @@ class Lock:
 def hold_metadata(branch: str, session: str, base: CommitId, process: Process, lease_s: float) -> dict[str, str]:
     """Make the metadata by which a commit says who holds `branch`."""
     told = {name: str(value) for name, value in asdict(process).items() if value != ""}
-    return {"holds": branch, "session": session, "base": base, "lease_s": f"{lease_s:g}", **told}
+    # lakeFS derives a commit's id from its content, with its time in seconds: without `hold`, whoever suspends and
+    # resumes within a second would claim the branch from itself.
+    hold = secrets.token_hex(8)
+    return {"holds": branch, "hold": hold, "session": session, "base": base, "lease_s": f"{lease_s:g}", **told}
 
 
 def lock_tag(branch: str) -> str:
@@ -208,10 +212,17 @@ def lock_tags(repo: Repository, branch: str) -> dict[str, CommitId]:
 
 def holder_in(tags: Mapping[str, CommitId], branch: str) -> CommitId | None:
     """Follow the chain of claims in `tags` to the commit that holds `branch`, or None."""
+    chain = _chain(tags, branch)
+    return chain[-1] if chain else None
+
+
+def _chain(tags: Mapping[str, CommitId], branch: str) -> list[CommitId]:
+    chain: list[CommitId] = []
     commit = tags.get(lock_tag(branch))
-    while commit is not None and (claim := tags.get(claim_tag(branch, commit))):
-        commit = claim
-    return commit
+    while commit is not None and commit not in chain:
+        chain.append(commit)
+        commit = tags.get(claim_tag(branch, commit))
+    return chain
 
 
 def read_lock(repo: Repository, branch: str) -> Lock | None:
@@ -280,11 +291,8 @@ def is_stray(repo: Repository, name: str) -> bool:
     """Tell whether the lock tag `name` is a claim or a suspension outside its branch's chain."""
     branch, _, rest = name.removeprefix(LOCK).partition(".")
     tags = lock_tags(repo, branch)  # read now: what was stray a moment ago may have become somebody's lock
-    commit, chain = tags.get(lock_tag(branch)), set[str]()
-    while commit is not None:
-        chain |= {claim_tag(branch, commit), suspended_tag(branch, commit)}
-        commit = tags.get(claim_tag(branch, commit))
-    return bool(rest) and name in tags and name not in chain
+    known = {tag(branch, commit) for commit in _chain(tags, branch) for tag in (claim_tag, suspended_tag)}
+    return bool(rest) and name in tags and name not in known
 
 
 def writer_has_ended(repo: Repository, work: str) -> bool:
