@@ -8,7 +8,7 @@ from scipy import ndimage
 from transforms.kernels.geometry import apply, compose, identity, invert, resample, translation
 from transforms.kernels.render import coverage, render_section
 from transforms.kernels.seams import StitchParams, match_pair, padding_mask, view_of
-from transforms.kernels.stitch import Seam, solve_positions, stitch_section
+from transforms.kernels.stitch import Seam, Stitched, solve_positions, stitch_section
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,35 @@ def test_a_transform_is_applied_while_drawing_so_pixels_are_interpolated_once(se
     moved, _ = render_section(tiles, stitched, (60.0, 60.0), (200, 200), displacement=shift)
     plain, _ = render_section(tiles, stitched, (67.0, 60.0), (200, 200))
     assert np.abs(moved.astype(float) - plain).mean() < 0.2
+
+
+def test_a_section_drawn_in_blocks_is_the_section_drawn_whole(section):
+    tiles = cut(section, ORIGINS)
+    stitched = stitch_section(tiles, STAGE)
+    turn = np.array([[0.999, -0.01, 2.0], [0.01, 1.001, -1.0]])
+    bend = np.fromfunction(lambda c, y, x: 2 * np.sin((y + 2 * x + 40 * c) / 70), (2, 300, 320)).astype(np.float32)
+    for displacement in (None, bend):
+        whole, mask = render_section(
+            tiles, stitched, (20.0, 22.0), (300, 320), from_canvas=turn, displacement=displacement
+        )
+        for y, x in ((0, 0), (0, 160), (150, 0), (150, 160)):
+            cell = (slice(y, y + 150), slice(x, x + 160))
+            piece, seen = render_section(
+                tiles, stitched, (20.0 + y, 22.0 + x), (150, 160), from_canvas=turn,
+                displacement=None if displacement is None else displacement[:, *cell],
+            )  # fmt: skip
+            assert np.array_equal(seen, mask[cell])
+            # OpenCV rounds positions to 1/32 pixel, from another first pixel in another place.
+            assert np.abs(piece.astype(int) - whole[cell]).max() <= 4
+            assert np.abs(piece.astype(int) - whole[cell]).mean() < 0.5
+
+
+def test_the_rim_of_a_large_tile_still_shows(section):
+    tile = np.tile(section, (3, 3))
+    single = Stitched(np.zeros((1, 2)), (), np.ones(1), np.zeros(2), connected=True)
+    image, mask = render_section([tile], single, (0.0, 0.0), tile.shape)
+    assert mask.all()
+    assert np.abs(image.astype(int) - tile).max() <= 1
 
 
 def test_what_no_tile_saw_is_zero_and_counted(section):
