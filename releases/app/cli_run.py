@@ -45,6 +45,51 @@ def tiles(
         typer.echo(f"  {path}: {reason}")
 
 
+@ingest.command()
+def volume(
+    source: Annotated[str, typer.Argument(help="Path or URL of a precomputed, zarr or n5 volume.")],
+    name: Annotated[str, typer.Argument(help="Name in the lake, for instance em.")],
+    on: On,
+    repo: Repo = None,
+    box: Annotated[
+        str | None, typer.Option("--box", help="z0:z1,y0:y1,x0:x1 in the source's voxels; else all.")
+    ] = None,
+    axes: Annotated[
+        str | None, typer.Option("--axes", help="Order of the source's axes, where it does not say.")
+    ] = None,
+    voxel: Annotated[
+        str | None, typer.Option("--voxel", help="Voxel size in nm, z,y,x, where it does not say.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="image or segmentation, where it does not say.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a volume that TensorStore can read to volumes/NAME."""
+    from lake.box import Box
+    from releases.app.cli_lake import numbers
+    from transforms.ingest_volume import ImportPlan, ingest_volume
+
+    plan = ImportPlan(kind=kind, voxel_nm=numbers(voxel, "--voxel") if voxel else None)
+    wanted = Box.parse(box) if box else None
+    screen = Screen(quiet=as_json)
+    with screen.step(f"ingest {source}") as bar:
+        report = ingest_volume(
+            open_repo(repo),
+            source,
+            name,
+            on,
+            box=wanted,
+            axes=axes,
+            plan=plan,
+            progress=lambda done, total: bar.blocks("voxels", done, total),
+        )
+    if as_json:
+        print_json({"volume": name, "commit": report.commit, "digest": report.digest, "seconds": report.seconds})
+    elif report.commit is None:
+        typer.echo(f"nothing to do, {on} holds volumes/{name} with the same voxels")
+    else:
+        typer.echo(f"volumes/{name}: {report.spec.shape_zyx} {report.spec.dtype}, commit {report.commit}")
+
+
 @params.command("add")
 def add_set(
     stage: Stage,
