@@ -73,6 +73,90 @@ SECTIONS = TableSpec(
     ("section",),
 )
 
+MONTAGES = TableSpec(
+    "montages",
+    "One row per section that was stitched; an intermediate result, for alignment.",
+    "data",
+    (
+        integer("section", "section number"),
+        integer("z", "z index in volumes/montage and volumes/em, global voxels"),
+        integer("tiles", "accepted tiles"),
+        real("origin_y_px", "stage frame position of the montage's first pixel"),
+        real("origin_x_px", "stage frame position of the montage's first pixel"),
+        real("residual_px", "95th percentile of seam residuals after the solve; NULL without seams", null=True),
+        flag("connected", "whether kept seams join all tiles"),
+        real("coverage", "share of the section's area that tiles cover, 0..1"),
+        integer("holes", "connected uncovered areas"),
+        real("level_low", "dark grey level of the section, 0..255"),
+        real("level_high", "bright grey level of the section, 0..255"),
+        real("mean", "mean grey level of what was seen"),
+        real("std", "standard deviation of what was seen"),
+        RUN_ID,
+    ),
+    ("section",),
+)
+
+TILE_POSITIONS = TableSpec(
+    "tile_positions",
+    "One row per stitched tile: its place in the stage frame, and its light; an intermediate result.",
+    "data",
+    (
+        integer("section", "section number"),
+        integer("z", "z index in volumes/em, global voxels"),
+        text("path", "path of the tile"),
+        real("y_px", "stage frame position of the tile's first pixel"),
+        real("x_px", "stage frame position of the tile's first pixel"),
+        integer("height_px", "image height"),
+        integer("width_px", "image width"),
+        real("gain", "brightness against the section's"),
+        real("light_y", "vignetting: log brightness falls by light_y * y^2, y from -1 to 1 over the tile"),
+        real("light_x", "vignetting along x"),
+        RUN_ID,
+    ),
+    ("section", "path"),
+)
+
+SECTION_MATCHES = TableSpec(
+    "section_matches",
+    "One row per window of a section that was looked for in another; an intermediate result.",
+    "data",
+    (
+        integer("z", "first section, z index"),
+        integer("other_z", "second section, z index"),
+        integer("number", "number of the window within its pair"),
+        real("y_px", "centre of the window in the first section's stage frame"),
+        real("x_px", "centre of the window in the first section's stage frame"),
+        real("found_y_px", "where the same tissue lies in the second section's stage frame"),
+        real("found_x_px", "where the same tissue lies in the second section's stage frame"),
+        real("ncc", "normalised cross-correlation, -1..1"),
+        flag("kept", "whether the solve uses it"),
+        RUN_ID,
+    ),
+    ("z", "other_z", "number"),
+)
+
+TILE_PLACEMENTS = TableSpec(
+    "tile_placements",
+    "One row per aligned tile: what drawing it needs, and the voxels of volumes/em that it can reach.",
+    "data",
+    (
+        integer("section", "section number"),
+        integer("z", "z index in volumes/em, global voxels"),
+        text("path", "path of the tile"),
+        real("y_px", "stage frame position of the tile's first pixel"),
+        real("x_px", "stage frame position of the tile's first pixel"),
+        real("gain", "brightness against the section's"),
+        real("light_y", "vignetting along y, see tile_positions"),
+        real("light_x", "vignetting along x"),
+        integer("y0", "first voxel reached, volume frame"),
+        integer("y1", "one past the last voxel reached, volume frame"),
+        integer("x0", "first voxel reached, volume frame"),
+        integer("x1", "one past the last voxel reached, volume frame"),
+        RUN_ID,
+    ),
+    ("section", "path"),
+)
+
 SUPERVOXELS = TableSpec(
     "supervoxels",
     "One row per supervoxel; ids pack the block index, `lake.ids`.",

@@ -10,28 +10,24 @@
         numerics            library versions, device, number type, machine kind, threads: canonical JSON, digested
         inputs              (kind, id, digest) of everything the block reads
         box, halo           where, and how far it looks beyond
+        frame               what follows from the scene, such as where a canvas begins
 
-The source digest is over the syntax tree: a comment or a docstring changes no result and makes nothing stale.
+The source digest follows references from the stage's class (`transforms.sources`); a comment makes nothing stale.
 """
 
-import ast
-import hashlib
-import inspect
 import platform
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import metadata
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 from lake.digests import canonical_json, json_digest
 from lake.errors import BadInput
+from transforms import sources
 from transforms.params import stage_values
 from transforms.pipeline import ResolvedStage
-from transforms.stage import Stage, TableIn, VolumeIn
+from transforms.stage import Scene, Stage, TableIn, VolumeIn
 
 InputKind = Literal["block", "tile", "table", "source"]
 
@@ -59,6 +55,7 @@ class Basis:
     model: str | None
     numerics: Mapping[str, Any]
     halo: str
+    frame: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Give the fields as a JSON object."""
@@ -73,7 +70,7 @@ class Fingerprint:
     parts: Mapping[str, Any]
 
 
-def basis(resolved: ResolvedStage) -> Basis:
+def basis(resolved: ResolvedStage, scene: Scene) -> Basis:
     """Collect what a stage's blocks share."""
     stage = resolved.stage
     return Basis(
@@ -86,6 +83,7 @@ def basis(resolved: ResolvedStage) -> Basis:
         resolved.model_digest,
         numerics(stage),
         halo_text(stage),
+        stage.frame(scene),
     )
 
 
@@ -101,6 +99,7 @@ def fingerprint(base: Basis, box: str, inputs: Iterable[InputRef]) -> Fingerprin
         "inputs": inputs_digest(inputs),
         "box": box,
         "halo": base.halo,
+        "frame": json_digest(base.frame),
     }
     return Fingerprint(json_digest(parts), parts)
 
@@ -168,30 +167,11 @@ def _version(distribution: str) -> str:
 
 @lru_cache(maxsize=256)
 def kernel_digest(stage: type[Stage]) -> str:
-    """Digest the source of the stage's class and of the modules it names as its kernels."""
-    digest = hashlib.sha256(_meaning(textwrap.dedent(inspect.getsource(stage))).encode())
-    for module in sorted(stage.kernels):
-        spec = find_spec(module)
-        if spec is None or spec.origin is None:
-            raise BadInput(f"stage {stage.name!r} names a kernel {module!r} that does not exist", fix="correct it")
-        digest.update(b"\0" + module.encode() + b"\0" + _meaning(Path(spec.origin).read_text()).encode())
-    return digest.hexdigest()
-
-
-def _meaning(source: str) -> str:
-    """Write a source as its syntax tree without docstrings: layout and comments do not count."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and _is_text(body):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
-
-
-def _is_text(body: Sequence[ast.stmt] | None) -> bool:
-    return bool(
-        body
-        and isinstance(body[0], ast.Expr)
-        and isinstance(body[0].value, ast.Constant)
-        and isinstance(body[0].value.value, str)
-    )
+    """Digest all source that decides what a stage computes; see `transforms.sources`."""
+    parts: dict[tuple[str, str], str] = {}
+    for kind in stage.__mro__:
+        if issubclass(kind, Stage) and kind is not Stage:
+            parts |= sources.closure(kind.__module__, kind.__name__)
+    for module in stage.kernels:
+        parts[module, ""] = sources.whole_module(module)
+    return sources.digest_of(parts)

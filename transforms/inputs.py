@@ -273,11 +273,12 @@ class Finder:
             return waiting, known.clear(), None
         if block.box is None:
             raise BadInput(f"block {block.id} has no box to place tiles in", fix="use the block grid")
+        oy, ox = port.origin_yx
         (z0, y0, x0), (z1, y1, x1) = block.box.start, block.box.stop
         inside = self._table(TableIn(port.placed, select="z")).filter(
             (pl.col("z") >= z0) & (pl.col("z") < z1),
-            (pl.col("min_y") < y1) & (pl.col("max_y") > y0),
-            (pl.col("min_x") < x1) & (pl.col("max_x") > x0),
+            (pl.col("y0") < y1 + oy) & (pl.col("y1") > y0 + oy),
+            (pl.col("x0") < x1 + ox) & (pl.col("x1") > x0 + ox),
         )
         mine = known.filter(pl.col("path").is_in(inside["path"].to_list()))
         return [*_tile_refs(mine), InputRef("table", port.placed, frame_digest(inside))], mine, inside

@@ -166,7 +166,7 @@ class Planner:
     def stage(self, resolved: ResolvedStage) -> StagePlan:
         """Plan one stage; those before it in the pipeline must have been planned."""
         stage = resolved.stage
-        base = basis(resolved)
+        base = basis(resolved, self.scene)
         specs = stage.volumes(self.scene)
         layout = Layout.of(stage, self.scene)
         _check_chunks(stage, specs, layout)

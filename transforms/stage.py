@@ -17,10 +17,9 @@ A new stage is a subclass and one line in `transforms.stages.STAGES`. Nothing he
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -138,12 +137,15 @@ class TilesIn:
     acquisition : str
         Which acquisition; "" = the only one.
     placed : str
-        Name of a table with columns `path`, `z` and `min_y`, `max_y`, `min_x`, `max_x` in voxels, written by an
+        Name of a table with columns `path`, `z` and `y0`, `y1`, `x0`, `x1` (what the tile reaches), written by an
         earlier stage; its rows of these tiles come with them. "" = all tiles of the section.
+    origin_yx : (y, x) int
+        Where voxel (0, 0) of the block's frame lies in the table's.
     """
 
     acquisition: str = ""
     placed: str = ""
+    origin_yx: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,7 @@ class Inputs:
     model: Any = None
     grid: Grid = field(default_factory=Grid)
     specs: Mapping[str, VolumeSpec] = field(default_factory=dict)
+    frame: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +326,13 @@ class Stage(BaseModel):
         """
         return {}
 
+    def frame(self, scene: Scene) -> dict[str, Any]:
+        """Give JSON values that follow from the scene and that a kernel needs, such as where a canvas begins.
+
+        They reach the kernel as `Inputs.frame`, and are part of the fingerprint.
+        """
+        return {}
+
     def block_shape(self, scene: Scene) -> Zyx:
         """Voxels of one block on the `block` grid: the repository's cell, or a whole multiple of it."""
         return scene.grid.block
@@ -387,10 +397,10 @@ def configure(stage: type[Stage], values: Mapping[str, Any]) -> Stage:
     except ValidationError as error:
         first = error.errors()[0]
         field_name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise BadInput(
                 f"stage {stage.name!r} has no parameter {field_name!r}",
-                fix=nearest(field_name, stage.model_fields),
+                fix=nearest(field_name, _parameters(stage)),
             ) from error
         raise BadInput(
             f"stage {stage.name!r}, parameter {field_name!r}: {first['msg']} (got {first.get('input')!r})",
@@ -398,6 +408,11 @@ def configure(stage: type[Stage], values: Mapping[str, Any]) -> Stage:
         ) from error
 
 
-def as_uint64(labels: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Give non-negative int64 ids as the uint64 that precomputed stores; the values are the same."""
-    return labels.view(np.uint64)
+def _parameters(stage: type[Stage]) -> list[str]:
+    """Name a stage's parameters; those of a group as `group.name`."""
+    names = []
+    for name, info in stage.model_fields.items():
+        kind = info.annotation
+        inner = [f"{name}.{f.name}" for f in fields(kind)] if isinstance(kind, type) and is_dataclass(kind) else []
+        names += inner or [name]
+    return names

@@ -174,6 +174,7 @@ class StageRun:
             tiles,
             objects,
             model,
+            plan.basis.frame,
         )
 
     def _record(self, plan: StagePlan, planned: BlockPlan, done: Finished, was: Record | None) -> None:

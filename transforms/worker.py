@@ -58,6 +58,7 @@ class Task:
     tiles: tuple[tuple[Location, str, Mapping[str, Any]], ...] = ()
     objects: Mapping[str, tuple[Location, tuple[str, ...]]] = field(default_factory=dict)
     model: Path | None = None
+    frame: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def _read(task: Task) -> Inputs:
     tiles = tuple(TileFile(str(row["path"]), row, _bytes(where, name)) for where, name, row in task.tiles)
     objects = _Lazy({f"{p}{key}": (w, key) for p, (w, keys) in task.objects.items() for key in keys})
     model = None if task.model is None else _model(task.model)
-    return Inputs(voxels, frames, tiles, objects, model, task.grid, specs)
+    return Inputs(voxels, frames, tiles, objects, model, task.grid, specs, task.frame)
 
 
 @lru_cache(maxsize=2)

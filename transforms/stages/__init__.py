@@ -12,15 +12,21 @@ from transforms.stage import Stage
 
 # name -> "module:class". Modules are imported on use: `emlake --help` must not pay for OpenCV.
 STAGES: dict[str, str] = {
+    "stitch": "transforms.stages.imaging:Stitch",
+    "match": "transforms.stages.alignment:Match",
+    "align": "transforms.stages.alignment:Align",
+    "em": "transforms.stages.alignment:DrawVolume",
+    "affinity": "transforms.stages.inference:Affinity",
     "watershed": "transforms.stages.segmentation:Watershed",
     "edges": "transforms.stages.segmentation:Edges",
     "agglomerate": "transforms.stages.segmentation:Agglomerate",
     "segments": "transforms.stages.segmentation:Segments",
     "segmentation": "transforms.stages.segmentation:Segmentation",
-    "synapses": "transforms.stages.synapses:FindSynapses",
-    "connections": "transforms.stages.synapses:Connections",
     "mesh_pieces": "transforms.stages.meshes:MeshPieces",
     "meshes": "transforms.stages.meshes:Meshes",
+    "synapse_sites": "transforms.stages.inference:SynapseSites",
+    "synapses": "transforms.stages.synapses:FindSynapses",
+    "connections": "transforms.stages.synapses:Connections",
 }
 
 
