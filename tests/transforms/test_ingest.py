@@ -335,3 +335,19 @@ def test_nine_real_camera_tiles_are_all_accepted(repo, test_data, tmp_path):
     report = ingest_tiles(repo, tmp_path / "fafb.csv", "fafb", policy=replace(FAST, padding=8))
     assert (report.added, report.ok) == (9, 9)
     assert report.reasons == {}
+
+
+@pytest.mark.lakefs
+def test_a_server_archives_the_same_rows_and_bytes_as_a_folder(repo, lakefs_repo, acquisition):
+    lakefs_repo.create_branch("archive", "main")
+    for target in (repo, lakefs_repo):
+        report = ingest_tiles(target, acquisition.folder)
+        assert report.quarantined == 3
+        assert ingest_tiles(target, acquisition.folder).commit is None
+    digests = {
+        tables.content_digest(target.location_of("archive", "tables/tiles/"), "tiles") for target in (repo, lakefs_repo)
+    }
+    assert len(digests) == 1
+    raw = [(stat.key, stat.size) for stat in repo.list("archive", "raw/")]
+    assert raw == [(stat.key, stat.size) for stat in lakefs_repo.list("archive", "raw/")]
+    assert all(repo.get("archive", key) == lakefs_repo.get("archive", key) for key, _ in raw)
