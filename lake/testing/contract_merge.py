@@ -111,8 +111,9 @@ class MergeContract:
         assert tree(repo, merged) == _expected(rows, column)
 
     def test_equal_bytes_under_neighbouring_keys_are_merged_each_for_itself(self, repo: Repository) -> None:
-        # lakeFS 1.84 compares a key that one side added with the *next* key of the base, by content alone; its
-        # plain merge loses `b` here.
+        # A lakeFS 1.84 server, left to itself, loses `b` here: once one side has no more keys, its merge compares
+        # what the other side added with the base's *next* key, by content alone, and takes `b` for the removed `c`.
+        # (Its three-dot diff is right.)
         save(repo, "main", {"a": b"1", "c": b"same"})
         fork(repo, "side", {"c": None})
         save(repo, "main", {"b": b"same"})
@@ -120,6 +121,7 @@ class MergeContract:
         assert tree(repo, repo.merge("side", "main", "merge")) == {"a": b"1", "b": b"same"}
 
     def test_equal_bytes_under_the_next_key_do_not_hide_a_conflict(self, repo: Repository) -> None:
+        # The same fault where both sides added one key: lakeFS's plain merge answers 200 and drops the source's.
         save(repo, "main", {"a": b"1", "c": b"same"})
         fork(repo, "side", {"b": b"same"})
         save(repo, "main", {"b": b"other"})
@@ -128,6 +130,13 @@ class MergeContract:
             repo.merge("side", "main", "merge")
         assert caught.value.keys == ("b",)
         assert state(repo) == before
+
+    def test_equal_bytes_under_the_next_key_do_not_mislead_a_strategy(self, repo: Repository) -> None:
+        save(repo, "main", {"a": b"1", "c": b"same"})
+        fork(repo, "side", {"b": b"same"})
+        save(repo, "main", {"b": b"other"})
+        repo.merge("side", "main", "merge", strategy="source-wins")
+        assert tree(repo, "main") == {"a": b"1", "b": b"same", "c": b"same"}
 
     def test_content_type_and_metadata_take_part_in_a_merge(self, repo: Repository) -> None:
         save(repo, "main", {"a": b"1", "b": b"1"})

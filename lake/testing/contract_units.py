@@ -184,6 +184,7 @@ class UnitsContract:
         assert list(repo.diff("main", f"{old}~1")) == []
 
     def test_what_is_undone_already_is_nothing_to_commit(self, repo: Repository) -> None:
+        save(repo, "main", {"anchor": b""})
         commit = save(repo, "main", {"a": b"1"})
         undone = repo.revert("main", commit)
         empty = repo.commit("main", "empty", allow_empty=True)
@@ -210,14 +211,15 @@ class UnitsContract:
 
     # -- release, roll back, release again ----------------------------------------------------------------------
     def test_a_rolled_back_branch_merged_again_leaves_most_of_it_out(self, repo: Repository) -> None:
-        fork(repo, "cand", {"a": b"1", "volumes/v/1": b"1"})
+        save(repo, "main", {"anchor": b""})
+        fork(repo, "cand", {"a": b"1", "volumes/v/1": b"2"})
         released = repo.merge("cand", "main", "release")
         repo.revert("main", released, parent=1)
         with pytest.raises(NothingToCommit):
             repo.merge("cand", "main", "release again")
-        save(repo, "cand", {"late": b"1"})
+        save(repo, "cand", {"late": b"3"})
         repo.merge("cand", "main", "release again")
-        assert tree(repo, "main") == {"late": b"1"}, "the trap: only the new object arrives"
+        assert tree(repo, "main") == {"anchor": b"", "late": b"3"}, "the trap: only the new object arrives"
 
     def test_reverting_the_revert_on_a_fresh_branch_releases_all_of_it_again(self, repo: Repository) -> None:
         save(repo, "main", {"before": b"1", "tables/t/0": b"0"})
