@@ -217,7 +217,7 @@ def kill_at_every_point(name, fresh):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_kill_between_two_durable_steps_leaves_the_old_state_or_the_new(name, fresh):
     passes = kill_at_every_point(name, fresh)
-    assert len({each.partition(":")[0] for each in passes}) >= {"put": 4, "commit": 9, "merge": 4}.get(name, 1)
+    assert len({each.partition(":")[0] for each in passes}) >= {"put": 4, "commit": 11, "merge": 4}.get(name, 1)
 
 
 def test_a_commit_killed_before_or_after_its_branch_moves_is_whole_or_was_never(fresh):

@@ -17,7 +17,7 @@ from lake.engines.embedded.history import (
     read_staging,
 )
 from lake.engines.embedded.merging import Rules, merged
-from lake.engines.embedded.ranges import pack
+from lake.engines.embedded.ranges import digest_of, number_of, pack
 from lake.engines.embedded.store import Found
 from lake.engines.embedded.trees import Tree
 from lake.engines.embedded.workspaces import State, Values, save_state
@@ -34,11 +34,12 @@ def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow
         if pending.state:
             state = engine.workspaces.refreshed(branch, pending.state, pending.staged)
             pending = replace(pending, state=state)
-            values = _bring_in(engine, pending, state)
+            values = _bring_in_written(engine, pending, state)
         else:
             values = pending.staged
         if not allow_empty and not engine.changes_of(pending.tree, values):
             raise NothingToCommit(f"branch {name!r} has nothing staged", fix="put or delete something first")
+        _bring_in_staged(engine, pending)
         tree = engine.trees.edit(pending.tree, values)
         point("commit.manifest-written")
         body = commit_body(tree.digest, [pending.node.commit], message, metadata)
@@ -54,7 +55,15 @@ def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow
         return made
 
 
-def _bring_in(engine: Engine, pending: Pending, state: State) -> Values:
+def _bring_in_staged(engine: Engine, pending: Pending) -> None:
+    """Store durably what was put."""
+    wanted = {
+        digest_of(value): (number_of(value), key.decode()) for key, value in pending.staged.items() if value is not None
+    }
+    engine.incoming.bring_in(wanted)
+
+
+def _bring_in_written(engine: Engine, pending: Pending, state: State) -> Values:
     """Store what was written in the branch's folder; returns it with what was staged."""
     survey = engine.workspaces.survey(pending.branch, state)
     point("commit.surveyed")

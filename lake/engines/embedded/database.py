@@ -1,7 +1,7 @@
 """The SQLite database behind refs, commits, staging and workspaces: connections, transactions, tables.
 
-Write-ahead log with `synchronous=FULL`: a transaction that has ended survives a power cut, readers never wait for
-writers, and a killed writer leaves nothing behind.
+Write-ahead log with `synchronous=FULL`: a transaction that has ended survives a power cut (staging alone waits for the
+next such transaction), readers never wait for writers, and a killed writer leaves nothing behind.
 """
 
 import os
@@ -98,6 +98,20 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
+
+    @contextmanager
+    def write_soon(self) -> Iterator[sqlite3.Connection]:
+        """Change the database so that it survives a kill at once, and a power cut from the next `write` on."""
+        with self._borrowed() as connection:
+            connection.execute("PRAGMA synchronous=NORMAL")
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                connection.execute("PRAGMA synchronous=FULL")
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""

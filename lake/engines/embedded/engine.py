@@ -9,6 +9,7 @@ from pathlib import Path
 from lake.engines.embedded.database import Database
 from lake.engines.embedded.files import flocked
 from lake.engines.embedded.history import Branch, History, Node, read_staging
+from lake.engines.embedded.incoming import Incoming
 from lake.engines.embedded.mounts import check_file_system
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
@@ -43,6 +44,7 @@ class Engine:
         emlake.json      format version
         refs.sqlite      refs, commits, staging, workspaces
         objects/         contents by sha256
+        incoming/        contents that were put and not committed yet
         manifests/       trees and their ranges by sha256
         views/           read-only folders, per commit and prefix; made again when missing
         workspaces/      writable folders, per branch
@@ -54,6 +56,8 @@ class Engine:
         self.scratch = Scratch(root / "tmp")
         self.db = Database(root / DATABASE)
         self.objects = Store(root / "objects", self.scratch)
+        self.incoming = Incoming(root / "incoming", self.objects, self.scratch)
+        self.objects.elsewhere = self.incoming.find
         self.trees = Trees(Store(root / "manifests", self.scratch))
         self.history = History(self.db)
         self.views = Views(root / "views", self.objects, self.trees, self.scratch)
@@ -77,6 +81,13 @@ class Engine:
         with self.db.read() as con:
             node = self.history.node(con, commit)
         return self.trees.load(node.tree)
+
+    def staged_digests(self) -> set[bytes]:
+        """Give the digests of all that is staged on any branch."""
+        with self.db.read() as con:
+            rows = con.execute("SELECT substr(value, 1, 32) FROM staging WHERE value IS NOT NULL")
+            shown = con.execute("SELECT substr(value, 1, 32) FROM shown WHERE value IS NOT NULL")
+            return {digest for (digest,) in (*rows, *shown)}
 
     def pending(self, branch: Branch) -> Pending:
         """Read what is staged on a branch and what its folder started from."""

@@ -27,7 +27,7 @@ BLOCK = 1 << 20
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 WORKERS = min(8, os.cpu_count() or 1)
-SYNC_EACH = 32  # up to this many files are synced one by one, more by one sync of the file system
+SYNC_EACH = 16  # up to this many files are synced one by one, more by one sync of the file system
 _SECOND = 1_000_000_000
 
 P = ParamSpec("P")
@@ -223,11 +223,19 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 @contextmanager
-def flocked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock on a file: between threads and processes, gone when its holder dies."""
+def flocked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a file: between threads and processes, gone when its holder dies.
+
+    Gives False, without the lock, if somebody else has it and `wait` is not wanted.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(fd)

@@ -1,5 +1,6 @@
 """The embedded engine: a versioned repository in a folder, with lakeFS's semantics and no server."""
 
+import hashlib
 import json
 import sqlite3
 import tempfile
@@ -67,6 +68,7 @@ class EmbeddedRepository(Handle):
                 tokens = {token: name for name, token in con.execute("SELECT name, token FROM branches")}
             engine.scratch.sweep()
             engine.workspaces.sweep(tokens)
+            engine.incoming.sweep(engine.staged_digests)
         except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls(engine)
@@ -202,19 +204,21 @@ class EmbeddedRepository(Handle):
         content_type: str = "application/octet-stream",
         metadata: Metadata = NO_METADATA,
     ) -> ObjectStat:
-        """Stage bytes, or the content of a file; when it returns they are on the disk."""
+        """Stage bytes, or the content of a file; when it returns they survive a kill, once committed a power cut."""
         name = check_key(key).encode()
         metadata = check_metadata(metadata)
         self._writable(branch)
-        store = self._engine.objects
-        if isinstance(data, Path):
-            digest, size = store.put_file(data)
-        else:
-            digest, size = store.put_bytes(data), len(data)
-        point("put.object-stored")
-        value = pack_object(digest, size, content_type, metadata)
-        self._stage(branch, {name: value}, "put")
-        return unpack_object(name, value, store.path(digest))
+        incoming = self._engine.incoming
+        with incoming.arriving():
+            if isinstance(data, Path):
+                digest, size = incoming.put_file(data)
+            else:
+                digest, size = hashlib.sha256(data).digest(), len(data)
+                incoming.put_bytes(digest, data)
+            point("put.object-kept")
+            value = pack_object(digest, size, content_type, metadata)
+            self._stage(branch, {name: value}, "put")
+        return unpack_object(name, value, self._engine.objects.path(digest))
 
     @guarded
     def delete(self, branch: str, keys: Collection[str]) -> None:
@@ -230,7 +234,7 @@ class EmbeddedRepository(Handle):
         return found
 
     def _stage(self, branch: str, values: Values, operation: str) -> None:
-        with self._engine.db.write() as con:
+        with self._engine.db.write_soon() as con:
             found = self._history.branch(con, branch)
             check_unprotected(con, branch)
             stage(con, found.token, values)
@@ -416,7 +420,7 @@ def _key_bytes(key: str) -> bytes | None:
 def _lay_out(root: Path) -> None:
     """Write the files of an empty repository and put them on the disk."""
     root.mkdir()
-    for name in ("tmp", "locks", "views", "workspaces"):
+    for name in ("tmp", "locks", "incoming", "views", "workspaces"):
         (root / name).mkdir()
     Store.make(root / "objects")
     Store.make(root / "manifests")

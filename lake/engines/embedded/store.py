@@ -7,7 +7,7 @@ A name in the store implies that its bytes were on the disk before the name was:
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from lake.engines.embedded.files import (
     copy_new,
     flocked,
     hash_file,
-    in_threads,
     is_sealed,
     no_room,
     seal,
@@ -28,7 +27,7 @@ from lake.engines.embedded.files import (
     write_new,
 )
 from lake.engines.embedded.scratch import Scratch
-from lake.errors import ConflictError, CorruptObject, NotFound
+from lake.errors import ConflictError, CorruptObject
 
 _FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})
 
@@ -52,6 +51,7 @@ class Store:
         self._text = str(root)
         self._scratch = scratch
         self._can_clone = True  # until the file system says no
+        self.elsewhere: Callable[[bytes], str | None] = lambda digest: None  # finds contents that are not stored yet
 
     @staticmethod
     def make(root: Path) -> None:
@@ -65,9 +65,17 @@ class Store:
         name = digest.hex()
         return f"{self._text}/{name[:2]}/{name[2:]}"
 
+    def locate(self, digest: bytes) -> str:
+        """Say where the content with this digest lies, committed or not."""
+        path = self.path(digest)
+        return path if os.path.exists(path) else self.elsewhere(digest) or path
+
     def holds(self, digest: bytes, size: int) -> bool:
         """Tell whether the object is there and sound, by its seal or, if that is broken, by its bytes."""
-        path = self.path(digest)
+        return self._is_sound(self.path(digest), digest, size)
+
+    @staticmethod
+    def _is_sound(path: str, digest: bytes, size: int) -> bool:
         try:
             stat = os.stat(path)
         except FileNotFoundError:
@@ -81,7 +89,7 @@ class Store:
 
     def check(self, digest: bytes, size: int, what: str) -> None:
         """Raise `CorruptObject` if the object is missing or damaged."""
-        if not self.holds(digest, size):
+        if not self._is_sound(self.locate(digest), digest, size):
             raise self.corrupt(digest, what)
 
     def corrupt(self, digest: bytes, what: str) -> CorruptObject:
@@ -89,7 +97,7 @@ class Store:
         state = "damaged" if os.path.exists(self.path(digest)) else "missing"
         return CorruptObject(
             f"object {digest.hex()} ({what}) is {state}: {self.path(digest)}",
-            fix="put the same bytes again to heal it, or restore that file from a copy of the repository",
+            fix="put and commit the same bytes to heal it, or restore that file from a copy of the repository",
         )
 
     # -- in -----------------------------------------------------------------------------------------------------------
@@ -123,28 +131,9 @@ class Store:
             os.close(fd)
         return path
 
-    def put_file(self, source: Path) -> tuple[bytes, int]:
-        """Store a copy of a file durably; returns digest and size."""
-        path = self._scratch.new()
-        try:
-            digest = copy_new(source, path)
-        except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
-            raise NotFound(f"{source} cannot be read: {error.strerror}", fix="give a readable file") from error
-        stat = path.stat()
-        if self.holds(digest, stat.st_size):
-            path.unlink()
-        else:
-            seal(path, stat, digest)
-            sync_path(path)
-            point("store.synced")
-            os.replace(path, self.path(digest))
-        point("store.named")
-        self.sync_folders([digest])
-        return digest, stat.st_size
-
     def sync_folders(self, digests: Sequence[bytes]) -> None:
         """Put the names of these objects on the disk, those that another process has just made too."""
-        in_threads(sync_path, {f"{self._text}/{digest[:1].hex()}" for digest in digests})
+        sync_files({f"{self._text}/{digest[:1].hex()}" for digest in digests}, self.root)
 
     def survey(self, path: str) -> Found:
         """Hash a workspace's file; a small one is copied on the way."""
@@ -218,7 +207,7 @@ class Store:
     def read(self, digest: bytes, what: str) -> bytes:
         """Read an object and check its bytes, or raise `CorruptObject`."""
         try:
-            data = Path(self.path(digest)).read_bytes()
+            data = Path(self.locate(digest)).read_bytes()
         except FileNotFoundError:
             raise self.corrupt(digest, what) from None
         if hashlib.sha256(data).digest() != digest:
@@ -227,7 +216,7 @@ class Store:
 
     def link_out(self, digest: bytes, size: int, target: str, what: str) -> None:
         """Make `target` a hard link to an object; a copy where links cannot be made."""
-        source = self.path(digest)
+        source = self.locate(digest)
         try:
             os.link(source, target)
         except FileNotFoundError:
@@ -236,13 +225,13 @@ class Store:
             raise
         except OSError as error:
             if error.errno == errno.EMLINK:
-                self._renew(digest)
+                self._renew(source, digest)
                 os.link(source, target)
             elif error.errno in _FALL_BACK:
                 self.copy_out(digest, size, target, what, mode=0o444)
             else:
                 raise
-        if not is_sealed(os.stat(target), digest, size) and not self.holds(digest, size):
+        if not self._is_sound(target, digest, size):
             os.unlink(target)
             raise self.corrupt(digest, what)
 
@@ -258,7 +247,7 @@ class Store:
 
     def _clone_out(self, digest: bytes, size: int, target: str, what: str) -> bool:
         self.check(digest, size, what)
-        with open(self.path(digest), "rb", buffering=0) as source, open(target, "xb", buffering=0) as copy:
+        with open(self.locate(digest), "rb", buffering=0) as source, open(target, "xb", buffering=0) as copy:
             if not clone(source.fileno(), copy.fileno()):
                 os.unlink(target)
                 return False
@@ -275,7 +264,7 @@ class Store:
                 os.close(fd)
             return
         try:
-            copied = copy_new(self.path(digest), Path(target), mode)
+            copied = copy_new(self.locate(digest), Path(target), mode)
         except FileNotFoundError:
             raise self.corrupt(digest, what) from None
         except OSError as error:
@@ -285,9 +274,8 @@ class Store:
             raise self.corrupt(digest, what)
         seal(target, os.stat(target), digest)
 
-    def _renew(self, digest: bytes) -> None:
+    def _renew(self, source: str, digest: bytes) -> None:
         """Put a second copy in place of an object that has as many links as the file system allows (ext4: 65,000)."""
-        source = self.path(digest)
         with flocked(self._scratch.root / ".renew"):
             path = self._scratch.new()
             if copy_new(source, path) != digest:

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import islice
 from threading import Lock
 from typing import Generic, TypeVar
@@ -217,14 +218,12 @@ class Trees:
         return done, waiting
 
     def _finish(self, draft: _Draft) -> Tree:
-        stored = self._store.put_many(draft.blocks)
-        digests = tuple(stored[entry] if isinstance(entry, int) else entry for entry in draft.ranges)
-        block = encode(
-            draft.lasts,
-            [pack(*item) for item in zip(digests, draft.counts, draft.firsts, strict=True)],
-        )
-        digest = self._store.put_bytes(block)
-        return Tree(digest, tuple(draft.firsts), tuple(draft.lasts), digests, tuple(draft.counts))
+        new = [sha256(block).digest() for block in draft.blocks]
+        digests = tuple(new[entry] if isinstance(entry, int) else entry for entry in draft.ranges)
+        values = [pack(*item) for item in zip(digests, draft.counts, draft.firsts, strict=True)]
+        # The tree names its ranges, but means nothing before a commit names it: all are written at once.
+        stored = self._store.put_many([*draft.blocks, encode(draft.lasts, values)])
+        return Tree(stored[-1], tuple(draft.firsts), tuple(draft.lasts), digests, tuple(draft.counts))
 
 
 def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, list[tuple[bytes, bytes | None]]]]:

@@ -1,0 +1,151 @@
+"""Contents that were put and are not committed yet: safe from a kill, not yet from a power cut.
+
+A put must survive its process, a commit must survive the machine. So a put writes a file and does not wait for the
+disk; the commit that takes it syncs all its objects at once, and only then gives them their names in the store. Files
+lie under the id of the current boot: after a power cut, what an earlier boot left is believed only when its bytes have
+been hashed again.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from lake.durable import point
+from lake.engines.embedded.files import copy_new, flocked, hash_file, is_sealed, seal, sync_files, write_new
+from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.store import Store
+from lake.errors import CorruptObject, NotFound
+
+_LOCK = ".lock"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Incoming:
+    """Contents by digest, below `incoming/<boot>/`."""
+
+    def __init__(self, root: Path, store: Store, scratch: Scratch) -> None:
+        self.root = root
+        self._store = store
+        self._scratch = scratch
+        # A system that does not name its boots has every process believe its own files only.
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else secrets.token_hex(8)
+        self._folder = root / boot
+        self._text = str(self._folder)
+
+    def put_bytes(self, digest: bytes, data: bytes) -> None:
+        """Keep bytes with this digest."""
+        if self._has(digest, len(data)):
+            return
+        path = self._scratch.new()
+        fd = write_new(path, data)
+        try:
+            seal(fd, os.fstat(fd), digest)
+        finally:
+            os.close(fd)
+        self._name(path, digest)
+
+    def put_file(self, source: Path) -> tuple[bytes, int]:
+        """Keep a copy of a file; returns digest and size."""
+        path = self._scratch.new()
+        try:
+            digest = copy_new(source, path)
+        except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
+            raise NotFound(f"{source} cannot be read: {error.strerror}", fix="give a readable file") from error
+        stat = path.stat()
+        if self._has(digest, stat.st_size):
+            path.unlink()
+        else:
+            seal(path, stat, digest)
+            self._name(path, digest)
+        return digest, stat.st_size
+
+    def _has(self, digest: bytes, size: int) -> bool:
+        if self._store.holds(digest, size):
+            return True
+        try:
+            return is_sealed(os.stat(f"{self._text}/{digest.hex()}"), digest, size)
+        except FileNotFoundError:
+            return False
+
+    def _name(self, path: Path, digest: bytes) -> None:
+        point("put.written")
+        target = f"{self._text}/{digest.hex()}"
+        try:
+            os.replace(path, target)
+        except FileNotFoundError:
+            self._folder.mkdir(exist_ok=True)
+            os.replace(path, target)
+
+    def find(self, digest: bytes) -> str | None:
+        """Say where the content lies, whatever boot it is from; None if it is not here."""
+        name = digest.hex()
+        target = f"{self._text}/{name}"
+        if os.path.exists(target):
+            return target
+        boots = os.listdir(self.root)
+        found = [f"{self.root}/{boot}/{name}" for boot in boots if boot not in {self._folder.name, _LOCK}]
+        return next((path for path in found if os.path.exists(path)), None)
+
+    def bring_in(self, wanted: Mapping[bytes, tuple[int, str]]) -> None:
+        """Put contents (digest -> size, key) on the disk, then give them their names in the store.
+
+        Raises `CorruptObject` for one that is damaged or was lost in a power cut.
+        """
+        moves: dict[bytes, str] = {}
+        for digest, (size, key) in wanted.items():
+            path = self.find(digest)
+            if path is None:
+                if not self._store.holds(digest, size):
+                    raise _lost(digest, key)
+                continue
+            trusted = path.startswith(self._text) and is_sealed(os.stat(path), digest, size)
+            if not trusted and hash_file(path) != digest:
+                raise _lost(digest, key)
+            if not trusted:
+                seal(path, os.stat(path), digest)
+            moves[digest] = path
+        sync_files(moves.values(), self.root)
+        point("commit.staged-synced")
+        for digest, path in moves.items():
+            try:
+                os.replace(path, self._store.path(digest))
+            except FileNotFoundError:
+                # Another branch staged the same bytes and has just committed them.
+                if not self._store.holds(*_sized(digest, wanted)):
+                    raise
+            point("commit.staged-named")
+        self._store.sync_folders(list(wanted))
+
+    def arriving(self) -> AbstractContextManager[bool]:
+        """Keep sweepers away between keeping a content and staging it."""
+        return flocked(self.root / _LOCK, shared=True)
+
+    def sweep(self, staged: Callable[[], set[bytes]]) -> None:
+        """Remove what nobody stages: left by a kill, a reset, or a put that was put over.
+
+        Nothing is done while somebody is putting; `staged` is asked for digests only if there is something to judge.
+        """
+        boots = [self.root / boot for boot in os.listdir(self.root) if boot != _LOCK]
+        if not any(any(boot.iterdir()) or boot != self._folder for boot in boots):
+            return
+        with flocked(self.root / _LOCK, wait=False) as alone:
+            kept = {digest.hex() for digest in staged()} if alone else set()
+            for boot in boots if alone else ():
+                for name in os.listdir(boot):
+                    if name not in kept:
+                        os.unlink(boot / name)
+                if boot != self._folder and not any(boot.iterdir()):
+                    boot.rmdir()
+
+
+def _sized(digest: bytes, wanted: Mapping[bytes, tuple[int, str]]) -> tuple[bytes, int]:
+    return digest, wanted[digest][0]
+
+
+def _lost(digest: bytes, key: str) -> CorruptObject:
+    return CorruptObject(
+        f"the staged object {digest.hex()} ({key}) is missing or damaged",
+        fix="put it again, or reset the branch: what was staged and not committed may be lost in a power cut",
+    )
