@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["lake.testing.server"]
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
