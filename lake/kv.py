@@ -1,11 +1,18 @@
 """Keys and bytes below a `Location`, the same for a folder and for S3, without going through a repository."""
 
+import re
 from typing import Any
 
 import tensorstore as ts
 
 from lake.errors import LakeError, NotAuthorized, ServerUnreachable, StorageError
 from lake.location import Location
+
+# What TensorStore raises, by the status of the operation; most are plain ValueError.
+NATIVE_ERRORS = (ValueError, OSError, NotImplementedError, IndexError, RuntimeError)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_GONE = ("connection refused", "error sending request", "could not connect", "connecterror", "curl error", "http error")
+_FORBIDDEN = ("403", "401", "forbidden", "unauthorized", "accessdenied")
 
 
 def open_kv(location: Location, context: "ts.Context | None" = None) -> Any:
@@ -17,7 +24,7 @@ def list_keys(location: Location) -> list[str]:
     """List the keys below a location, sorted; empty if there is nothing."""
     try:
         return sorted(key.decode() for key in open_kv(location).list().result())
-    except (ValueError, OSError) as error:
+    except NATIVE_ERRORS as error:
         raise storage_error(error, location) from error
 
 
@@ -25,19 +32,16 @@ def clear(location: Location) -> None:
     """Remove everything below a writable location."""
     try:
         open_kv(location).delete_range(ts.KvStore.KeyRange()).result()
-    except (ValueError, OSError) as error:
+    except NATIVE_ERRORS as error:
         raise storage_error(error, location) from error
 
 
 def storage_error(error: Exception, location: Location) -> LakeError:
     """Turn an error of a native library into ours. These libraries tell causes apart in their text alone."""
-    text = " ".join(str(error).split())
-    where = location.uri
+    text = " ".join(_COLOUR.sub("", str(error)).split())
     lowered = text.lower()
-    if any(
-        sign in lowered for sign in ("connection refused", "error sending request", "connecterror", "could not connect")
-    ):
-        return ServerUnreachable(f"{where}: {text}", fix="is the server running? see `emlake server status`")
-    if any(sign in lowered for sign in ("403", "401", "forbidden", "unauthorized", "accessdenied")):
-        return NotAuthorized(f"{where}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")
-    return StorageError(f"{where}: {text}", fix="check the disk and the connection, then try again")
+    if isinstance(error, ConnectionError) or any(sign in lowered for sign in _GONE):
+        return ServerUnreachable(f"{location.uri}: {text}", fix="is the server running? see `emlake server status`")
+    if location.s3 is not None and any(sign in lowered for sign in _FORBIDDEN):
+        return NotAuthorized(f"{location.uri}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")
+    return StorageError(f"{location.uri}: {text}", fix="check the disk and the connection, then try again")

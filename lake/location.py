@@ -85,6 +85,8 @@ class Location:
             "endpoint": self.s3.endpoint,
             "path": path + "/",
             "aws_region": self.s3.region,
+            # The default, 32 retries up to 32 s apart, would hide for a quarter of an hour that the server has gone.
+            "s3_request_retries": {"max_retries": 6, "initial_delay": "100ms", "max_delay": "2s"},
             "aws_credentials": {
                 "type": "profile",
                 "profile": self.s3.profile,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from lake.columns import TableSpec
 from lake.digests import bytes_digest
 from lake.errors import BadInput
-from lake.kv import open_kv, storage_error
+from lake.kv import NATIVE_ERRORS, open_kv, storage_error
 from lake.location import Location
 from lake.rows import Rows, conform, rows_digest, statistics
 from lake.schemas import table_spec
@@ -109,7 +109,7 @@ def _write_part(
     path = f"{folder}{part_name.replace('/', '-')}-{bytes_digest(data)[:16]}.parquet"
     try:
         open_kv(location)[path] = data
-    except (ValueError, OSError) as error:
+    except NATIVE_ERRORS as error:
         raise storage_error(error, location) from error
     return Part(
         spec.name,

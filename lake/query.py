@@ -1,5 +1,6 @@
 """DuckDB over a pinned set of Delta tables: one locked database in memory per snapshot, results as asked."""
 
+import shutil
 import tempfile
 import threading
 import uuid
@@ -127,8 +128,7 @@ class Database:
         timeout_s : float
             `QueryRefused` if it takes longer.
         """
-        with self._lock:
-            cursor = self._root.cursor()
+        cursor = self.cursor()
         try:
             sandbox.check(cursor, sql, self._known, self._absent)
             return Result(_plain(self._fetch(cursor, sql, parameters, timeout_s)))
@@ -140,6 +140,11 @@ class Database:
             raise translate(error) from error
         finally:
             cursor.close()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Give a cursor of one's own, for libraries that speak DuckDB: trusted code, held by the settings alone."""
+        with self._lock:
+            return self._root.cursor()
 
     def _fetch(
         self, cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Parameters, timeout_s: float | None
@@ -154,14 +159,10 @@ class Database:
             if timer is not None:
                 timer.cancel()
 
-    def cursor(self) -> duckdb.DuckDBPyConnection:
-        """Give a cursor for a library that writes its own SQL; DuckDB's locked settings hold it, not the sandbox."""
-        with self._lock:
-            return self._root.cursor()
-
     def close(self) -> None:
         """Close the database; what was fetched stays valid."""
         self._root.close()
+        shutil.rmtree(self._spill, ignore_errors=True)
 
     # -- building ---------------------------------------------------------------------------------------------------
     def _load(self, locations: Sequence[Location]) -> None:

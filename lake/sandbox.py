@@ -12,6 +12,7 @@ What cannot be understood is refused.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ _TABLE_FUNCTIONS = frozenset(
     {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree", "string_split"}
     | {"duckdb_columns", "duckdb_tables", "duckdb_views", "duckdb_types", "duckdb_keywords", "pragma_table_info"}
 )
+_WORD = re.compile(r"\w+")
 _CATALOG_SCHEMAS = frozenset({"information_schema", "pg_catalog"})
 _HINT = "only one SELECT over the tables and views of the snapshot is allowed"
 
@@ -47,18 +49,31 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str, known: Collection[str
     BadInput
         It is not SQL; the parser's message is passed on.
     """
+    nodes, names = _parsed(connection, sql)
+    for node in nodes:
+        if node.get("type") == "TABLE_FUNCTION":
+            _check_function(str(node["function"].get("function_name", "")))
+        elif node.get("type") == "BASE_TABLE":
+            _check_table(node, names, known, absent)
+
+
+def relations_of(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    """Name the relations that a SELECT reads, as `schema.name`."""
+    nodes, names = _parsed(connection, sql)
+    tables = [node for node in nodes if node.get("type") == "BASE_TABLE"]
+    found = [(str(node.get("schema_name") or ""), str(node["table_name"])) for node in tables]
+    return {f"{schema or 'main'}.{table}" for schema, table in found if schema or table.lower() not in names}
+
+
+def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[dict[str, Any]], set[str]]:
+    """Give all nodes of the syntax tree, and the names that WITH clauses define."""
     statement = _only_select(connection, sql)
     row = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchone()
     tree = json.loads(row[0]) if row else {"error": True, "error_message": "nothing to run"}
     if tree["error"]:
         raise QueryRefused(f"this statement is refused: {tree['error_message']}", fix=_HINT)
     nodes = list(_nodes(tree))
-    names = {name.lower() for node in nodes for name in _with_names(node)}
-    for node in nodes:
-        if node.get("type") == "TABLE_FUNCTION":
-            _check_function(str(node["function"].get("function_name", "")))
-        elif node.get("type") == "BASE_TABLE":
-            _check_table(node, names, known, absent)
+    return nodes, {name.lower() for node in nodes for name in _with_names(node)}
 
 
 def _only_select(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
@@ -79,22 +94,27 @@ def _one_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str
         raise BadInput(f"SQL: {error}", fix="correct the statement") from error
     if len(statements) != 1:
         raise QueryRefused(f"{len(statements)} statements in one query are refused", fix=_HINT)
-    return statements[0].query, statements[0].type.name
+    # DuckDB turns some PRAGMA into SELECT before it tells their type.
+    kind = "PRAGMA" if _words(sql)[0][1] == "PRAGMA" else statements[0].type.name
+    return statements[0].query, kind
 
 
 def _explained(sql: str) -> str:
-    """Cut `EXPLAIN [ANALYZE] [(options)]` off; comments are no obstacle, since tokens are counted, not characters."""
-    tokens = [start for start, _ in duckdb.tokenize(sql)]
-    ends = [*tokens[1:], len(sql)]
-    words = [(start, sql[start:end].strip()) for start, end in zip(tokens, ends, strict=True)]
-    words = [(start, word) for start, word in words if word and not word.startswith(("--", "/*"))]
-    index = 1
-    if index < len(words) and words[index][1].upper() == "ANALYZE":
-        index += 1
-    elif index < len(words) and words[index][1].startswith("("):
-        # Options in parentheses; a parenthesised SELECT looks alike and is refused with them, for want of need.
+    """Cut `EXPLAIN [ANALYZE]` off; the tokens have no comments among them, so none can hide a word."""
+    words = _words(sql)
+    index = 2 if len(words) > 1 and words[1][1] == "ANALYZE" else 1
+    if index < len(words) and words[index][1] == "(":
+        # Options, or a SELECT in parentheses: they look alike, and nobody needs either.
         raise QueryRefused("EXPLAIN with options is refused", fix="write EXPLAIN or EXPLAIN ANALYZE, then SELECT")
     return sql[words[index][0] :] if index < len(words) else ""
+
+
+def _words(sql: str) -> list[tuple[int, str]]:
+    """Give place and text of each token, words in upper case, other tokens by their first character."""
+    # The tokenizer counts bytes, not characters.
+    data = sql.encode()
+    starts = [len(data[:start].decode()) for start, _ in duckdb.tokenize(sql)]
+    return [(start, (_WORD.match(sql, start) or [sql[start : start + 1]])[0].upper()) for start in starts]
 
 
 def _nodes(tree: object) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 from lake import rows as rows_of
 from lake.columns import TableSpec
 from lake.errors import BadInput, ConflictError, CorruptObject, SchemaMismatch, TableNotFound, nearest
-from lake.kv import open_kv, storage_error
+from lake.kv import NATIVE_ERRORS, open_kv, storage_error
 from lake.location import Location
 from lake.parts import Part, check_writable, write_part, write_parts
 from lake.rows import Rows, rows_digest
@@ -276,6 +276,6 @@ def _translated(location: Location, name: str) -> Iterator[None]:
         raise SchemaMismatch(f"table {name}: {error}", fix="it was written by another version") from error
     except CommitFailedError as error:
         raise ConflictError(f"table {name}: {error}", fix="open the table again and repeat the change") from error
-    except (DeltaError, OSError, ValueError, pl.exceptions.PolarsError) as error:
-        # ValueError: TensorStore's, and Arrow's for bytes that are no Parquet file.
+    except (DeltaError, pl.exceptions.PolarsError, *NATIVE_ERRORS) as error:
+        # Arrow's error for bytes that are no Parquet file is a ValueError too.
         raise storage_error(error, location) from error

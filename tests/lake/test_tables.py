@@ -325,3 +325,33 @@ def test_reading_does_not_hang_or_abort_the_process_at_exit(tmp_path) -> None:
     )
     for _ in range(5):
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.lakefs
+def test_tables_live_on_a_server_and_digest_as_in_a_folder(lakefs_repo, tmp_path) -> None:
+    rows = pl.concat([edges("0_0_0", 9), edges("0_0_1", 9, 100)])
+    tables.append(place(tmp_path), "edges", rows)
+    with lakefs_repo.session("main", owner="me") as session:
+        where = session.workspace("tables/edges/")
+        assert not tables.table_exists(where)
+        with pytest.raises(TableNotFound):
+            tables.read(where)
+        parts = [tables.write_part(where, "edges", part, "p") for part in rows.partition_by("region")]
+        tables.commit_parts(where, "edges", parts)
+        tables.commit_parts(where, "edges", parts)
+        graph = session.workspace("tables/agglomeration/")
+        tables.append(graph, "agglomeration", agglomeration([1, 2], [5, 6]))
+        with pytest.raises(RootCollision, match="supervoxel_id 2"):
+            tables.append(graph, "agglomeration", agglomeration([2], [6]))
+        first = session.commit("edges")
+    with lakefs_repo.session("main", owner="me") as session:
+        where = session.workspace("tables/edges/")
+        assert tables.replace_region(where, "edges", "0_0_1", edges("0_0_1", 1, 500)) == 1
+        second = session.commit("one region")
+    places = [lakefs_repo.location_of(commit, "tables/edges/") for commit in (first, second)]
+    assert [tables.table_rows(p) for p in places] == [18, 10]
+    assert [tables.version(p) for p in places] == [0, 1]
+    assert tables.read(places[0]).collect().height == 18
+    assert tables.content_digest(places[0], "edges") == tables.content_digest(place(tmp_path), "edges")
+    with pytest.raises(BadInput, match="read-only"):
+        tables.append(places[0], "edges", rows)

@@ -303,3 +303,40 @@ def test_cloud_volume_opens_a_precomputed_volume(tmp_path, shard, kind, dtype, c
         theirs = np.asarray(other[:])[..., 0].transpose(2, 1, 0)
         assert (theirs == volume.read(spec.scale_box(scale), scale)).all()
     assert other.provenance.description == "demo"
+
+
+@pytest.mark.lakefs
+@pytest.mark.parametrize(
+    ("driver", "shard"), [("precomputed", "sharded"), ("precomputed", "plain"), ("zarr3", "sharded")]
+)
+def test_a_volume_lives_on_a_server(lakefs_repo, driver, shard) -> None:
+    scales = ((1, 1, 1), (1, 2, 2))
+    spec = spec_of(driver, kind="segmentation", dtype="uint64", shard_zyx=SHARDS[shard], scales=scales)
+    commits = []
+    with lakefs_repo.session("main", owner="me") as session:
+        volume = create_volume(session.workspace("volumes/v/"), spec, {"description": "demo"})
+        assert create_volume(session.workspace("volumes/v/"), spec).spec == volume.spec
+        array = noise(volume)
+        boxes = [box for _, box in volume.box.blocks(volume.unit())]
+        for box in boxes[1:]:
+            volume.write(box, array[box.slices])
+        with pytest.raises(NotFound, match=r"lacks \d chunks"):
+            volume.read(volume.box)
+        assert volume.missing_chunks(boxes[0])
+        volume.write(boxes[0], array[boxes[0].slices])
+        volume.build_scales()
+        assert volume.missing_chunks() == volume.missing_chunks(scale=1) == []
+        commits.append(session.commit("one"))
+    with lakefs_repo.session("main", owner="me") as session:
+        changed = open_volume(session.workspace("volumes/v/"))
+        for value in (0, 9):  # shards are replaced whole, by nothing as well
+            changed.write(boxes[-1], np.full(boxes[-1].shape, value, np.uint64))
+        changed.write(boxes[1], np.zeros(boxes[1].shape, np.uint64))
+        changed.build_scales(box=boxes[-1])
+        commits.append(session.commit("two"))
+    before, after = (lakefs_repo.snapshot(commit).volume("v") for commit in commits)
+    assert (before.read(before.box) == array).all()
+    array[boxes[-1].slices], array[boxes[1].slices] = 9, 0
+    assert (after.read(after.box) == array).all()
+    assert (pickle.loads(pickle.dumps(after)).read(boxes[0], missing="zero") == array[boxes[0].slices]).all()
+    assert "secret" not in repr(after).lower()
