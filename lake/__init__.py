@@ -13,13 +13,17 @@ Depends on nothing else in emlake. Only this room touches lakeFS, Delta, TensorS
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lake.box import Box
+
 if TYPE_CHECKING:
     from lake.repository import Repository
+
+__all__ = ["Box", "create", "open"]
 
 SERVER_SCHEME = "lakefs://"
 
 
-def open(location: str | Path) -> "Repository":  # noqa: A001 - `lake.open` reads as what it does
+def open(location: str | Path) -> "Repository":
     """Open a repository: a folder (embedded engine), or `lakefs://host:port/name` (a lakeFS server).
 
     Raises `RepositoryNotFound`, `FormatTooNew`, `UnsupportedFileSystem`, `ServerUnreachable` or `NotAuthorized`.

@@ -2,10 +2,12 @@
 
 import csv
 import sys
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
+from lake.errors import BadInput, nearest
 from releases.app.cli_options import Json, Repo, open_repo, plain, print_json
 
 At = Annotated[str, typer.Option("--at", help="Release, branch or commit to query.")]
@@ -17,16 +19,23 @@ def add_to(app: typer.Typer) -> None:
 
 
 def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT; schemas main, archive and ops.")],
+    query: Annotated[
+        str, typer.Argument(help="One SELECT over schemas main, archive, ops; or a file of sql/queries/.")
+    ],
     repo: Repo = None,
     at: At = "main",
     ops: Annotated[str | None, typer.Option("--ops", help="Pin ops to this commit instead.")] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", help="NAME=VALUE for $NAME.")] = None,
+    old: Annotated[str | None, typer.Option("--old", help="Release, branch or commit to see as schema `old`.")] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
 ) -> None:
     """Run a read-only query over the tables and views of one commit."""
-    with open_repo(repo).snapshot(at, ops=ops) as snapshot:
-        result = snapshot.sql(query)
+    lake = open_repo(repo)
+    with ExitStack() as stack:
+        snapshot = stack.enter_context(lake.snapshot(at, ops=ops))
+        attach = {"old": stack.enter_context(lake.snapshot(old))} if old else None
+        result = snapshot.sql(query, parameters(query, param or []), attach=attach)
         columns, rows = result.columns, result.rows()
     if as_json:
         print_json({"at": at, "commit": snapshot.commit, "columns": columns, "rows": rows})
@@ -40,3 +49,27 @@ def sql(
         for line in cells:
             typer.echo("  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
         typer.echo(f"{len(rows)} rows at {snapshot.commit[:12]}", err=True)
+
+
+def parameters(query: str, pairs: list[str]) -> dict[str, object]:
+    """Read NAME=VALUE pairs; values of a named query get the types its header declares, others what they look like."""
+    from sql import library
+
+    known = library().get(query)
+    declared = dict(known.parameters) if known else {}
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or (known and name not in declared):
+            raise BadInput(f"--param {pair!r} is no parameter of {query!r}", fix=nearest(name, declared))
+        try:
+            whole = declared[name] == "BIGINT" if name in declared else value.lstrip("-").isdigit()
+            found[name] = int(value) if whole else value
+        except ValueError as error:
+            raise BadInput(f"--param {pair!r} is not a whole number", fix=f"{name} is {declared[name]}") from error
+    missing = sorted(declared.keys() - found.keys())
+    if missing:
+        raise BadInput(
+            f"{query!r} needs --param {missing[0]}=...", fix="; ".join(f"{n} {t}" for n, t in declared.items())
+        )
+    return found

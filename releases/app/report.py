@@ -145,7 +145,7 @@ def _regions(story: Mapping[str, Any]) -> str:
             drawn = "".join(_cell(r, values[name].get("_".join(map(str, r))), top, size, story) for r in cells)
             figures.append(
                 f'<figure><svg viewBox="0 0 {width * size} {height * size}">{drawn}</svg>'
-                f"<figcaption>{name}, layer {layer}: VI split + merge, bits; found damage is framed</figcaption></figure>"
+                f"<figcaption>{name}, layer {layer}: VI in bits; found damage is framed</figcaption></figure>"
             )
     return f'<div class="row" style="grid-template-columns: 1fr 1fr">{"".join(figures)}</div>'
 
