@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from lake.engines.lakefs.landing import public_metadata
 from lake.engines.lakefs.wire import PAGE, Wire, segment
 from lake.errors import BadInput, CorruptObject, NotFound, ProtectedBranch, StorageError
 from lake.names import MAX_KEY_BYTES
@@ -16,13 +17,7 @@ _HEADER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(\s*;\s*[\w!#$&^.+-]+=([\w!#$&^.+-]+|\"[\x20\x21\x23-\x7e]*\"))*")
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_INTERNAL = ".lakefs."
 STAT_FIELDS = ("path", "checksum")
-
-
-def public_metadata(metadata: Metadata | None) -> dict[str, str]:
-    """Drop what lakeFS adds on its own, such as the merge strategy."""
-    return {name: value for name, value in (metadata or {}).items() if not name.startswith(_INTERNAL)}
 
 
 def stat_from(entry: dict[str, Any]) -> ObjectStat:

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lake.engines.lakefs import merging, objects
+from lake.engines.lakefs import merging, objects, threeway
 from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
+from lake.engines.lakefs.landing import land, public_metadata
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
@@ -99,7 +100,7 @@ class LakeFSRepository(Handle):
         """Give the commit behind `ref`, or raise `RefNotFound`."""
         expr = parse(ref)
         if expr.at:
-            self._head(expr.base)
+            self.head(expr.base)
         if expr.at == "$":
             raise BadInput(f"{ref!r} is a staging area, not a commit", fix=f"use {expr.base!r}, or commit first")
         try:
@@ -119,7 +120,8 @@ class LakeFSRepository(Handle):
         except NotFound:
             return RepositoryNotFound(f"{self.location} is gone", fix="restore it, or open another one")
 
-    def _head(self, branch: str) -> CommitId:
+    def head(self, branch: str) -> CommitId:
+        """Give the committed head of a branch, or raise `RefNotFound` if there is none of this name."""
         try:
             path, doing = f"/branches/{segment(branch)}", f"look up branch {branch!r}"
             return str(self._wire.json(path, fields=_REF_FIELDS, doing=doing)["commit_id"])
@@ -148,7 +150,7 @@ class LakeFSRepository(Handle):
 
     def delete_branch(self, name: str) -> None:
         """Remove a branch and what is staged on it; `RefNotFound` if there is none, `ConflictError` for `main`."""
-        self._head(name)
+        self.head(name)
         if name == MAIN:
             raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
         try:
@@ -213,7 +215,7 @@ class LakeFSRepository(Handle):
         except NotFound as error:
             if isinstance(error, RefNotFound):
                 raise
-            self._head(branch)
+            self.head(branch)
             raise
 
     def install_gate(self, branch: str) -> None:
@@ -244,14 +246,14 @@ class LakeFSRepository(Handle):
         try:
             check_branch(branch)
         except BadInput:
-            self._head(branch)
+            self.head(branch)
         if is_commit_id(branch):
-            self._head(branch)
+            self.head(branch)
 
     def delete(self, branch: str, keys: Collection[str]) -> None:
         """Stage the removal of `keys`; a key that is not there is ignored."""
         # Deleting on a branch that is not there is answered with 200 and no errors.
-        self._head(branch)
+        self.head(branch)
         with self._writing(branch):
             objects.delete(self._wire, branch, keys)
 
@@ -276,7 +278,7 @@ class LakeFSRepository(Handle):
         expr = parse(ref)
         if expr.at == "$":
             # The server shows under `branch$` what a plain branch name shows.
-            self._head(expr.base)
+            self.head(expr.base)
         plain = expr.base if expr.at == "$" else ref
         try:
             yield plain
@@ -295,7 +297,7 @@ class LakeFSRepository(Handle):
 
     def workspace(self, branch: str, prefix: str) -> Location:
         """Give `s3://name/<branch>/prefix`: what is written there is staged at once."""
-        self._head(branch)
+        self.head(branch)
         self._protection.check(branch)
         return self._location(branch, prefix, writable=True)
 
@@ -309,12 +311,12 @@ class LakeFSRepository(Handle):
     # -- history ------------------------------------------------------------------------------------------------
     def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
         """Yield what a commit of `branch` would change, sorted by key."""
-        self._head(branch)
-        return merging.changes(
+        self.head(branch)
+        return threeway.changes(
             self._wire.pages(
                 f"/branches/{segment(branch)}/diff",
                 {"prefix": prefix},
-                fields=merging.DIFF_FIELDS,
+                fields=threeway.DIFF_FIELDS,
                 doing=f"diff staging of {branch!r}",
             )
         )
@@ -326,19 +328,18 @@ class LakeFSRepository(Handle):
 
         Of commits of one branch at the same moment one wins and takes what all have staged; the others try again.
         """
-        body = {"message": message, "metadata": check_metadata(metadata), "allow_empty": allow_empty}
-        head = self._head(branch)
+        entries = check_metadata(metadata)
+        head = self.head(branch)
         for left in reversed(range(_COMMIT_TRIES)):
             try:
-                with self._writing(branch), merging.outcome(self, branch, head, message):
-                    answer = self._wire.call(
-                        self._wire.sdk.commits_api.commit,
-                        self._wire.name,
+                with self._writing(branch):
+                    return land(
+                        self._wire,
                         branch,
-                        body,
-                        doing=f"commit {branch!r}",
+                        head,
+                        entries,
+                        lambda marked: self._send_commit(branch, message, marked, allow_empty=allow_empty),
                     )
-                return str(answer.id)
             except (BadInput, StorageError, ConflictError) as error:
                 if isinstance(error, (ServerUnreachable, ProtectedBranch)) or not status_of(error):
                     raise
@@ -350,9 +351,16 @@ class LakeFSRepository(Handle):
                     raise
         raise AssertionError("unreachable: the last try returns or raises")
 
+    def _send_commit(self, branch: str, message: str, metadata: dict[str, str], *, allow_empty: bool) -> CommitId:
+        body = {"message": message, "metadata": metadata, "allow_empty": allow_empty}
+        answer = self._wire.call(
+            self._wire.sdk.commits_api.commit, self._wire.name, branch, body, doing=f"commit {branch!r}"
+        )
+        return str(answer.id)
+
     def reset(self, branch: str) -> None:
         """Drop what is staged on `branch`."""
-        self._head(branch)
+        self.head(branch)
         with self._writing(branch):
             self._wire.call(
                 self._wire.sdk.branches_api.reset_branch,
@@ -371,8 +379,8 @@ class LakeFSRepository(Handle):
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
         """Yield changes from `left` to `right`, sorted by key, both resolved once."""
         kind = "three_dot" if three_dot else "two_dot"
-        return merging.changes(
-            merging.diff_pages(self._wire, self.resolve(left), self.resolve(right), kind=kind, prefix=prefix)
+        return threeway.changes(
+            threeway.diff_pages(self._wire, self.resolve(left), self.resolve(right), kind=kind, prefix=prefix)
         )
 
     def merge(
@@ -418,7 +426,7 @@ def _commit(entry: dict[str, Any]) -> Commit:
         id=entry["id"],
         parents=tuple(entry["parents"] or ()),
         message=entry["message"],
-        metadata=objects.public_metadata(entry.get("metadata")),
+        metadata=public_metadata(entry.get("metadata")),
         committer=entry["committer"],
         created=datetime.fromtimestamp(entry["creation_date"], UTC),
     )

@@ -1,0 +1,101 @@
+"""Moving a branch so that it is known afterwards whether it moved.
+
+Every commit, merge and revert carries a random mark in its metadata. When the answer is lost the log tells by the mark
+whether the request was carried out; a revert, whose answer holds no commit id, is found by it; and two commits of the
+same content within a second stay two (lakeFS's commit id is a hash of the commit, whose time counts seconds).
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lake.engines.lakefs.failures import may_have_arrived
+from lake.engines.lakefs.wire import Wire, segment
+from lake.errors import LakeError, NotFound, ServerUnreachable
+from lake.repository import CommitId, Metadata
+
+_MARK = ".emlake.mark"
+_PRIVATE = (".lakefs.", ".emlake.")
+_SEARCHED = 200
+_PATIENCE_S = (0.0, 0.2, 0.6)
+
+
+def public_metadata(metadata: Metadata | None) -> dict[str, str]:
+    """Drop what lakeFS (the merge strategy) and this module add on their own."""
+    return {name: value for name, value in (metadata or {}).items() if not name.startswith(_PRIVATE)}
+
+
+def land(
+    wire: Wire, branch: str, head: CommitId, metadata: Metadata, send: Callable[[dict[str, str]], CommitId | None]
+) -> CommitId:
+    """Send a request that moves `branch`, which is at `head`, and give the commit that it made.
+
+    Parameters
+    ----------
+    send : callable
+        Takes the metadata with the mark; gives the new commit, or None if the answer does not tell.
+
+    Raises
+    ------
+    ServerUnreachable
+        The answer was lost; the message says where the branch is, or how to find out.
+    """
+    mark = secrets.token_hex(8)
+    try:
+        made = send({**metadata, _MARK: mark})
+    except ServerUnreachable as error:
+        if not may_have_arrived(error):
+            raise ServerUnreachable(
+                f"{error.message}; nothing was sent: {branch!r} is where it was, at {head}", fix=error.fix
+            ) from error
+        found = _search_patiently(wire, branch, head, mark)
+        if found is not None:
+            return found
+        raise ServerUnreachable(f"{error.message}; {_aftermath(wire, branch, head, mark)}", fix=error.fix) from error
+    if made is None:
+        made = _search(wire, branch, mark)
+    if made is None:
+        raise NotFound(f"the new commit is not among the last {_SEARCHED} of {branch!r}", fix="look at the log")
+    return made
+
+
+def _search(wire: Wire, branch: str, mark: str) -> CommitId | None:
+    pages = wire.pages(
+        f"/refs/{segment(branch)}/commits",
+        {"first_parent": "true"},
+        fields=("id", "metadata"),
+        doing=f"look for the new commit on {branch!r}",
+        limit=_SEARCHED,
+    )
+    return next((str(entry["id"]) for entry in pages if _marked(entry, mark)), None)
+
+
+def _marked(entry: Mapping[str, Any], mark: str) -> bool:
+    return (entry["metadata"] or {}).get(_MARK) == mark
+
+
+def _search_patiently(wire: Wire, branch: str, head: CommitId, mark: str) -> CommitId | None:
+    # The connection may have broken while the server goes on working; a moment later the branch has moved.
+    for pause in _PATIENCE_S:
+        time.sleep(pause)
+        try:
+            found = _search(wire, branch, mark)
+        except LakeError:
+            return None
+        if found is not None:
+            return found
+    return None
+
+
+def _aftermath(wire: Wire, branch: str, head: CommitId, mark: str) -> str:
+    try:
+        now = str(wire.json(f"/branches/{segment(branch)}", fields=("commit_id",), doing="look")["commit_id"])
+    except NotFound:
+        return f"{branch!r} was at {head} and is gone now"
+    except LakeError:
+        return (
+            f"{branch!r} was at {head}: when the server is back, its log either holds a commit with metadata "
+            f"{_MARK}={mark} (it landed) or does not (nothing landed, and what was staged is still staged)"
+        )
+    return f"{branch!r} is at {now} (it was at {head}): nothing of this landed, and what was staged is still staged"
