@@ -52,7 +52,8 @@ def write_report(repo: Repository, story: Mapping[str, Any], path: Path) -> Path
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>emlake demo</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
+        f"<body>{''.join(parts)}</body></html>"
     )
     path.write_text(page, encoding="utf-8")
     return path
