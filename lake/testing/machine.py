@@ -265,7 +265,7 @@ class RepositoryMachine(RuleBasedStateMachine):
             assert pair[0] == pair[1]
             self._same_tree(branch, branch)
 
-    @rule(branch=branches, prefix=st.sampled_from(["", "a", "a/", "tables/"]), after=keys, limit=st.integers(0, 4))
+    @rule(branch=branches, prefix=st.sampled_from(["", "a", "a/", "tables/"]), after=keys, limit=st.integers(1, 4))
     def look_at_a_part(self, branch: str, prefix: str, after: str, limit: int) -> None:
         pair = self._both(lambda repo, _: [entry.key for entry in repo.list(branch, prefix, after=after, limit=limit)])
         assert pair is None or pair[0] == pair[1]
