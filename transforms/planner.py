@@ -127,7 +127,7 @@ class Plan:
             told = ", ".join(f"{counts[s]} {s}" for s in ("unchanged", "stale", "new", "depends") if s in counts)
             size = sum(block.bytes for block in plan.todo)
             need = max((block.memory for block in plan.todo), default=0)
-            cost = f"; writes {size / 1e6:.1f} MB, about {need / 1e6:.0f} MB of memory a worker" if size else ""
+            cost = f"; writes {_size(size)}, about {_size(need)} of memory a worker" if size else ""
             lines.append(f"  {plan.stage.name}: {told}{cost}")
             lines += [f"      {count} x {why}" for why, count in sorted(plan.reasons().items())]
         if self.nothing_to_do:
@@ -295,6 +295,11 @@ def _estimate(stage: Stage, block: Block, specs: Mapping[str, VolumeSpec], scene
             grown = [s + a + b for s, a, b in zip(block.box.shape, port.low, port.high, strict=True)]
             read += _nbytes(scene.volumes[port.name], int(np.prod(grown)))
     return written, int((read + written) * stage.memory_factor())
+
+
+def _size(count: int) -> str:
+    """Write a number of bytes for a person."""
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e3:.0f} kB"
 
 
 def _nbytes(spec: VolumeSpec, voxels: int) -> int:

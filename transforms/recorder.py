@@ -70,6 +70,7 @@ class Recorder:
         self.tree = tree
         self.run_id = ""
         self.resumed = self.has_begun = False
+        self.taken_over = 0
         self.reports: list[StageReport] = []
         self._repo, self._pipeline, self._branch = repo, pipeline, branch
         self._inputs: dict[str, tuple[InputRef, ...]] = {}
@@ -131,6 +132,7 @@ class Recorder:
     def take_over(self, record: Record, inputs: Iterable[InputRef]) -> None:
         """Remember a block of the interrupted run as this run's own."""
         self._inputs[record.id] = tuple(inputs)
+        self.taken_over += 1
 
     # -- blocks and stages --------------------------------------------------------------------------------------------
     def done(self, record: Record, inputs: tuple[InputRef, ...]) -> None:
@@ -224,6 +226,8 @@ class Recorder:
         """Compare what was planned with what is there; `StageFailed` names the gaps."""
         gaps = audit(self.tree, self._ledger, self._touched)
         if gaps:
+            # The next run shall close these stages again, not take their word for it.
+            self.session.delete([self._closed_key(stage) for stage, _ in self._touched])
             raise StageFailed(
                 f"run {self.run_id} is not complete: {len(gaps)} gaps, first: {gaps[0]}",
                 fix="run again: what is missing is computed; if it stays missing, look at the storage",

@@ -62,6 +62,8 @@ class RunReport:
         The commit it made, or the branch's head.
     merkle_root : str
         Over (fingerprint, block, output, digest) of all stages: equal on every executor and engine.
+    taken_over : int
+        Blocks that an interrupted run had finished, and that were not computed again.
     indexed : bool
         Whether its rows are on `ops`; else the next run adds them.
     """
@@ -74,6 +76,7 @@ class RunReport:
     merkle_root: str
     stages: tuple[StageReport, ...]
     resumed: bool
+    taken_over: int
     indexed: bool
     seconds: float
 
@@ -241,6 +244,7 @@ class _Run:
             self.recorder.merkle_root(),
             tuple(self.recorder.reports),
             self.recorder.resumed,
+            self.recorder.taken_over,
             indexed,
             (datetime.now(UTC) - started).total_seconds(),
         )

@@ -75,17 +75,15 @@ class StageRun:
         self._voxels = sum(p.block.box.voxels for p in plan.blocks if p.state == "unchanged" and p.block.box)
         self._tell(plan)
         failures: dict[str, Failed] = {}
-        own = any(r.id in self._recorder.made_here for r in self._records(layout))
+        touched = bool(todo) or any(r.id in self._recorder.made_here for r in self._records(layout))
         if todo:
             self._recorder.ensure_begun()
             self._open_outputs(plan)
             self._copy(plan, todo)
             failures = self._compute(plan, todo)
-        if not failures and (todo or own):
+        if touched and not failures:
             self._close(plan, layout)
-        self._recorder.stage(
-            plan.basis, layout, self._ledger, self._began, failures.values(), touched=bool(todo) or own
-        )
+        self._recorder.stage(plan.basis, layout, self._ledger, self._began, failures.values(), touched=touched)
         fatal = next((failed for failed in failures.values() if failed.kind == "fatal"), None)
         if fatal is not None:
             raise fatal.error
