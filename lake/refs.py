@@ -7,6 +7,7 @@ engine's to look up, in the order of `LOOKUP`; a chain then walks the parents, s
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal, cast
 
 from lake.errors import RefNotFound, nearest
@@ -72,7 +73,7 @@ def resolve_steps(parents_of: Callable[[str], Sequence[str]], commit: str, steps
     """
     for kind, count in steps:
         # `~n` is n steps to the first parent, `^n` one step to the n-th.
-        walk = [1] * count if kind == "~" else [count] * bool(count)
+        walk = repeat(1, count) if kind == "~" else repeat(count, min(count, 1))
         for number in walk:
             parents = parents_of(commit)
             if number > len(parents):

@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, on machines of any speed; `make soak` looks for new ones.
+settings.register_profile("emlake", deadline=None, derandomize=True, database=None)
+settings.load_profile("emlake")
 
 pytest_plugins = ["lake.testing.server"]
 
