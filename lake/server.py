@@ -307,8 +307,6 @@ def _environment(folder: Path, settings: dict[str, str]) -> dict[str, str]:
 
 def _birth(pid: int) -> str:
     """Give a text that no other process with this id has had; empty if there is no such process."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # a server started and stopped by this same process would stay a zombie
     try:
         # Field 2 is the program's name in brackets and may hold anything; state is field 3, start time 22.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -316,8 +314,11 @@ def _birth(pid: int) -> str:
     except OSError:
         if Path("/proc/self").exists():
             return ""
-        answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return answer.stdout.strip()
+        asked = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+        state, _, birth = (
+            subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+        )
+        return "" if state.startswith("Z") else birth.strip()
     return "" if fields[0] in ("Z", "X") else f"{boot} {fields[19]}"
 
 
@@ -326,6 +327,8 @@ def _gone(pid: int, birth: str, patience_s: float) -> bool:
     while True:
         now = _birth(pid)
         if not now or now != birth:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # a server that this same process started would stay a zombie
             return True
         if time.monotonic() > deadline:
             return False

@@ -48,7 +48,7 @@ github.com/treeverse/secret-detector v0.0.0-20250429145544-8c655b974a5f/go.mod \
 h1:hqKBnS0lrpUZlrQLecveNbK7WCQdlVOzWo1yVmDoyvs=
 """
 _BUILD_S = 1800
-_skipped: list[str] = []
+_MISSING = "no real lakeFS server"
 
 
 def cache_folder() -> Path:
@@ -115,8 +115,7 @@ def _go(folder: Path, *arguments: str) -> None:
 def _unavailable(reason: str) -> None:
     if os.environ.get(REQUIRED_SETTING) == "1":
         pytest.fail(f"{REQUIRED_SETTING}=1, but {reason}", pytrace=False)
-    _skipped.append(reason)
-    pytest.skip(reason)
+    pytest.skip(f"{_MISSING}: {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -157,9 +156,12 @@ def lakefs_repo(lakefs_location: str) -> Iterator[Repository]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say at the end, in red, that nothing was tried on a real server."""
-    if _skipped:
-        terminalreporter.write_sep("!", "tests on a real lakeFS server were SKIPPED", red=True)
-        terminalreporter.write_line(_skipped[0])
+    # With pytest-xdist the skip happens in another process: its report is what arrives here.
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    missing = [reason for reason in reasons if _MISSING in reason]
+    if missing:
+        terminalreporter.write_sep("!", f"{len(missing)} tests on a real lakeFS server were SKIPPED", red=True)
+        terminalreporter.write_line(missing[0])
 
 
 def main() -> int:

@@ -190,3 +190,22 @@ def test_a_dead_server_is_reported_in_under_five_seconds(own):
             attempt()
         assert time.monotonic() - began < 5
         assert caught.value.fix
+
+
+# -- without a server -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize(("required", "code", "said"), [("0", 0, "were SKIPPED"), ("1", 1, "EMLAKE_REQUIRE_LAKEFS=1")])
+def test_without_program_and_go_tests_are_skipped_loudly_or_fail_on_request(tmp_path, required, code, said):
+    (tmp_path / "test_one.py").write_text("def test_one(lakefs_repo): pass\n")
+    environment = {
+        "PATH": str(tmp_path),
+        "HOME": str(tmp_path),
+        "EMLAKE_LAKEFS_CACHE": str(tmp_path / "cache"),
+        "EMLAKE_REQUIRE_LAKEFS": required,
+        "PYTHONPATH": str(Path(lake.__file__).parent.parent),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "lake.testing.server", "-p", "no:cacheprovider", "."]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == code, answer.stdout
+    assert said in answer.stdout
+    assert "there is no lakeFS program, and no Go to build it" in answer.stdout

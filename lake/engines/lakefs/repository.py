@@ -1,23 +1,21 @@
 """The engine on a lakeFS server. Refs, objects and history are the server's; units and expected heads are added."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from lake.engines.lakefs import merging, objects, threeway
 from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
-from lake.engines.lakefs.landing import land, public_metadata
+from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.protection import Protection
+from lake.engines.lakefs.references import COMMIT_FIELDS, MAIN, References, commit_from
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
     AlreadyExists,
     BadInput,
     ConflictError,
-    LakeError,
     NotFound,
     NothingToCommit,
     ObjectNotFound,
@@ -29,21 +27,18 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location, S3Access
-from lake.names import check_branch, check_key, check_metadata, check_tag, is_commit_id
-from lake.refs import not_found, parse
+from lake.names import check_branch, check_key, check_metadata, is_commit_id
+from lake.refs import parse
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
 
-MAIN = "main"
 _COMMIT_TRIES = 4
-_REF_FIELDS = ("id", "commit_id")
-_COMMIT_FIELDS = ("id", "parents", "message", "committer", "creation_date")
 
 
-class LakeFSRepository(Handle):
+class LakeFSRepository(References, Handle):
     """A repository on a server; make one with `open` or `create`. Safe between threads, not between forks."""
 
     def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+        super().__init__(wire)
         self._protection = Protection(wire)
         self._s3: S3Access | None = None
 
@@ -78,11 +73,6 @@ class LakeFSRepository(Handle):
         return cls(wire)
 
     @property
-    def location(self) -> str:
-        """`lakefs://host:port/name`."""
-        return self._wire.address.location
-
-    @property
     def address(self) -> Address:
         """The server and the keys."""
         return self._wire.address
@@ -90,109 +80,6 @@ class LakeFSRepository(Handle):
     def close(self) -> None:
         """Close the connections."""
         self._wire.close()
-
-    # -- refs ---------------------------------------------------------------------------------------------------
-    def resolve(self, ref: str) -> CommitId:
-        """Give the full commit id behind `ref`, or raise `RefNotFound` with the nearest name."""
-        return self.commit_info(ref).id
-
-    def commit_info(self, ref: str) -> Commit:
-        """Give the commit behind `ref`, or raise `RefNotFound`."""
-        expr = parse(ref)
-        if expr.at:
-            self.head(expr.base)
-        if expr.at == "$":
-            raise BadInput(f"{ref!r} is a staging area, not a commit", fix=f"use {expr.base!r}, or commit first")
-        try:
-            return _commit(self._wire.json(f"/commits/{segment(ref)}", fields=_COMMIT_FIELDS, doing=f"resolve {ref!r}"))
-        except NotFound as error:
-            raise self._unknown_ref(ref) from error
-        except StorageError as error:
-            # lakeFS answers 500 to a step beyond the last parent.
-            if status_of(error) != 500 or not expr.steps:
-                raise
-            self.resolve(expr.base)
-            raise RefNotFound(f"{ref!r} leads nowhere", fix="ask for fewer steps; `log` shows the parents") from error
-
-    def _unknown_ref(self, ref: str) -> LakeError:
-        try:
-            return not_found(ref, [*self.branches(), *self.tags()])
-        except NotFound:
-            return RepositoryNotFound(f"{self.location} is gone", fix="restore it, or open another one")
-
-    def head(self, branch: str) -> CommitId:
-        """Give the committed head of a branch, or raise `RefNotFound` if there is none of this name."""
-        try:
-            path, doing = f"/branches/{segment(branch)}", f"look up branch {branch!r}"
-            return str(self._wire.json(path, fields=_REF_FIELDS, doing=doing)["commit_id"])
-        except (NotFound, BadInput) as error:
-            if isinstance(error, RepositoryNotFound):
-                raise
-            raise RefNotFound(f"there is no branch {branch!r}", fix=nearest(branch, self.branches())) from error
-
-    def branches(self, prefix: str = "") -> Mapping[str, CommitId]:
-        """Map branch names to committed heads, sorted by name."""
-        pages = self._wire.pages("/branches", {"prefix": prefix}, fields=_REF_FIELDS, doing="list branches")
-        return {entry["id"]: entry["commit_id"] for entry in pages}
-
-    def create_branch(self, name: str, source: str) -> CommitId:
-        """Make a branch at the commit behind `source`; `AlreadyExists` if a branch or tag has the name."""
-        check_branch(name)
-        head = self.resolve(source)
-        with self._taken(name):
-            self._wire.call(
-                self._wire.sdk.branches_api.create_branch,
-                self._wire.name,
-                {"name": name, "source": head},
-                doing=f"create branch {name!r}",
-            )
-        return head
-
-    def delete_branch(self, name: str) -> None:
-        """Remove a branch and what is staged on it; `RefNotFound` if there is none, `ConflictError` for `main`."""
-        self.head(name)
-        if name == MAIN:
-            raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
-        try:
-            self._wire.call(
-                self._wire.sdk.branches_api.delete_branch, self._wire.name, name, doing=f"delete branch {name!r}"
-            )
-        except NotFound as error:
-            raise RefNotFound(f"there is no branch {name!r}", fix="it was deleted just now") from error
-
-    def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
-        """Map tag names to commits, sorted by name."""
-        pages = self._wire.pages("/tags", {"prefix": prefix}, fields=_REF_FIELDS, doing="list tags")
-        return {entry["id"]: entry["commit_id"] for entry in pages}
-
-    def create_tag(self, name: str, ref: str) -> CommitId:
-        """Make a tag, atomically: of many callers one wins, the others get `AlreadyExists`."""
-        check_tag(name)
-        commit = self.resolve(ref)
-        with self._taken(name):
-            self._wire.call(
-                self._wire.sdk.tags_api.create_tag,
-                self._wire.name,
-                {"id": name, "ref": commit},
-                doing=f"create tag {name!r}",
-            )
-        return commit
-
-    def delete_tag(self, name: str) -> None:
-        """Remove a tag, or raise `RefNotFound`."""
-        try:
-            self._wire.call(self._wire.sdk.tags_api.delete_tag, self._wire.name, name, doing=f"delete tag {name!r}")
-        except (NotFound, BadInput) as error:
-            raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, self.tags())) from error
-
-    @contextmanager
-    def _taken(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except ConflictError as error:
-            raise AlreadyExists(
-                f"{name!r} is the name of a branch, tag or commit already", fix="choose another name"
-            ) from error
 
     # -- protection ---------------------------------------------------------------------------------------------
     def protect(self, pattern: str, *more: str) -> None:
@@ -374,7 +261,9 @@ class LakeFSRepository(Handle):
         """Yield commits reachable from `ref`, newest first."""
         query = {"first_parent": "true" if first_parent else "false"}
         path = f"/refs/{self.resolve(ref)}/commits"
-        return map(_commit, self._wire.pages(path, query, fields=_COMMIT_FIELDS, doing=f"log of {ref!r}", limit=limit))
+        return map(
+            commit_from, self._wire.pages(path, query, fields=COMMIT_FIELDS, doing=f"log of {ref!r}", limit=limit)
+        )
 
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
         """Yield changes from `left` to `right`, sorted by key, both resolved once."""
@@ -419,17 +308,6 @@ class LakeFSRepository(Handle):
 
 def _folder(key: str) -> str:
     return key[: key.rfind("/") + 1]
-
-
-def _commit(entry: dict[str, Any]) -> Commit:
-    return Commit(
-        id=entry["id"],
-        parents=tuple(entry["parents"] or ()),
-        message=entry["message"],
-        metadata=public_metadata(entry.get("metadata")),
-        committer=entry["committer"],
-        created=datetime.fromtimestamp(entry["creation_date"], UTC),
-    )
 
 
 def _repositories(wire: Wire) -> list[str]:

@@ -1,0 +1,156 @@
+"""The part of the engine that knows names: commits, branches, tags, and what a reference means."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from lake.engines.lakefs.failures import status_of
+from lake.engines.lakefs.landing import public_metadata
+from lake.engines.lakefs.wire import Wire, segment
+from lake.errors import (
+    AlreadyExists,
+    BadInput,
+    ConflictError,
+    LakeError,
+    NotFound,
+    RefNotFound,
+    RepositoryNotFound,
+    StorageError,
+    nearest,
+)
+from lake.names import check_branch, check_tag
+from lake.refs import not_found, parse
+from lake.repository import Commit, CommitId
+
+MAIN = "main"
+COMMIT_FIELDS = ("id", "parents", "message", "committer", "creation_date")
+_REF_FIELDS = ("id", "commit_id")
+
+
+def commit_from(entry: dict[str, Any]) -> Commit:
+    """Read a commit as the server describes it."""
+    return Commit(
+        id=entry["id"],
+        parents=tuple(entry["parents"] or ()),
+        message=entry["message"],
+        metadata=public_metadata(entry.get("metadata")),
+        committer=entry["committer"],
+        created=datetime.fromtimestamp(entry["creation_date"], UTC),
+    )
+
+
+class References:
+    """Looks up, makes and removes names in one repository."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    @property
+    def location(self) -> str:
+        """`lakefs://host:port/name`."""
+        return self._wire.address.location
+
+    def resolve(self, ref: str) -> CommitId:
+        """Give the full commit id behind `ref`, or raise `RefNotFound` with the nearest name."""
+        return self.commit_info(ref).id
+
+    def commit_info(self, ref: str) -> Commit:
+        """Give the commit behind `ref`, or raise `RefNotFound`."""
+        expr = parse(ref)
+        if expr.at:
+            self.head(expr.base)
+        if expr.at == "$":
+            raise BadInput(f"{ref!r} is a staging area, not a commit", fix=f"use {expr.base!r}, or commit first")
+        try:
+            return commit_from(
+                self._wire.json(f"/commits/{segment(ref)}", fields=COMMIT_FIELDS, doing=f"resolve {ref!r}")
+            )
+        except NotFound as error:
+            raise self._unknown_ref(ref) from error
+        except StorageError as error:
+            # lakeFS answers 500 to a step beyond the last parent.
+            if status_of(error) != 500 or not expr.steps:
+                raise
+            self.resolve(expr.base)
+            raise RefNotFound(f"{ref!r} leads nowhere", fix="ask for fewer steps; `log` shows the parents") from error
+
+    def _unknown_ref(self, ref: str) -> LakeError:
+        try:
+            return not_found(ref, [*self.branches(), *self.tags()])
+        except NotFound:
+            return RepositoryNotFound(f"{self.location} is gone", fix="restore it, or open another one")
+
+    def head(self, branch: str) -> CommitId:
+        """Give the committed head of a branch, or raise `RefNotFound` if there is none of this name."""
+        try:
+            path, doing = f"/branches/{segment(branch)}", f"look up branch {branch!r}"
+            return str(self._wire.json(path, fields=_REF_FIELDS, doing=doing)["commit_id"])
+        except (NotFound, BadInput) as error:
+            if isinstance(error, RepositoryNotFound):
+                raise
+            raise RefNotFound(f"there is no branch {branch!r}", fix=nearest(branch, self.branches())) from error
+
+    def branches(self, prefix: str = "") -> Mapping[str, CommitId]:
+        """Map branch names to committed heads, sorted by name."""
+        pages = self._wire.pages("/branches", {"prefix": prefix}, fields=_REF_FIELDS, doing="list branches")
+        return {entry["id"]: entry["commit_id"] for entry in pages}
+
+    def create_branch(self, name: str, source: str) -> CommitId:
+        """Make a branch at the commit behind `source`; `AlreadyExists` if a branch or tag has the name."""
+        check_branch(name)
+        head = self.resolve(source)
+        with self._taken(name):
+            self._wire.call(
+                self._wire.sdk.branches_api.create_branch,
+                self._wire.name,
+                {"name": name, "source": head},
+                doing=f"create branch {name!r}",
+            )
+        return head
+
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch and what is staged on it; `RefNotFound` if there is none, `ConflictError` for `main`."""
+        self.head(name)
+        if name == MAIN:
+            raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
+        try:
+            self._wire.call(
+                self._wire.sdk.branches_api.delete_branch, self._wire.name, name, doing=f"delete branch {name!r}"
+            )
+        except NotFound as error:
+            raise RefNotFound(f"there is no branch {name!r}", fix="it was deleted just now") from error
+
+    def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
+        """Map tag names to commits, sorted by name."""
+        pages = self._wire.pages("/tags", {"prefix": prefix}, fields=_REF_FIELDS, doing="list tags")
+        return {entry["id"]: entry["commit_id"] for entry in pages}
+
+    def create_tag(self, name: str, ref: str) -> CommitId:
+        """Make a tag, atomically: of many callers one wins, the others get `AlreadyExists`."""
+        check_tag(name)
+        commit = self.resolve(ref)
+        with self._taken(name):
+            self._wire.call(
+                self._wire.sdk.tags_api.create_tag,
+                self._wire.name,
+                {"id": name, "ref": commit},
+                doing=f"create tag {name!r}",
+            )
+        return commit
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag, or raise `RefNotFound`."""
+        try:
+            self._wire.call(self._wire.sdk.tags_api.delete_tag, self._wire.name, name, doing=f"delete tag {name!r}")
+        except (NotFound, BadInput) as error:
+            raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, self.tags())) from error
+
+    @contextmanager
+    def _taken(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ConflictError as error:
+            raise AlreadyExists(
+                f"{name!r} is the name of a branch, tag or commit already", fix="choose another name"
+            ) from error
