@@ -315,7 +315,8 @@ def _bytes_of(series: pl.Series) -> bytes:
         lengths = np.array([len(text.encode()) for text in texts], "<i8")
         return known + lengths.tobytes() + "".join(texts).encode()
     if series.dtype == pl.Float64:
-        return known + (series.fill_null(0.0) + 0.0).to_numpy().astype("<f8").tobytes()
+        # Added in numpy: polars leaves out the addition of 0.0, and -0.0 would stay.
+        return known + (series.fill_null(0.0).to_numpy() + 0.0).astype("<f8").tobytes()
     if series.dtype in (pl.Boolean, pl.Int64):
         return known + series.cast(pl.Int64).fill_null(0).to_numpy().astype("<i8").tobytes()
     return known + canonical_json(series.to_list())
