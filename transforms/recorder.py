@@ -12,12 +12,12 @@ from typing import Any
 from lake.box import Box
 from lake.digests import canonical_json, merkle_root
 from lake.durable import point
-from lake.errors import ObjectNotFound, StageFailed
+from lake.errors import NotAuthorized, ObjectNotFound, ServerUnreachable, StageFailed
 from lake.repository import CommitId, Repository
 from lake.session import Session
 from transforms import ledger as book
 from transforms.audit import audit
-from transforms.dispatch import Failed, Job, Retry, dispatch
+from transforms.dispatch import Failed, Finished, Job, Retry, dispatch
 from transforms.executors import Executor
 from transforms.fingerprint import Basis, InputRef
 from transforms.layout import Layout
@@ -117,10 +117,11 @@ class Recorder:
                 self.tree.write(f"{output.name}/")
         jobs = (Job(key, check, self._check_task(record)) for key, (record, _) in kept.items())
         for done in dispatch(executor, jobs, retry):
-            if isinstance(done, Failed):
+            if isinstance(done, Failed) and isinstance(done.error, ServerUnreachable | NotAuthorized):
                 raise done.error
             record, inputs = kept[done.key]
-            if done.value:
+            # What cannot be read is as good as lost: a power cut leaves files that do not decode.
+            if isinstance(done, Finished) and done.value:
                 yield record, inputs
             else:
                 self.session.delete([book.done_key(self.run_id, record.stage, record.block)])
