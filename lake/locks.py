@@ -15,8 +15,10 @@ The lock keeps writers apart; what keeps the data right is that landing demands 
 
 import getpass
 import os
+import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,6 +36,7 @@ LEASE_S = 3600.0
 #: Seconds that a living holder gets to remove its lock after it has landed.
 TIDYING_S = 30.0
 
+_SESSION = re.compile(r"([0-9a-f]{8})[0-9a-f]{12}")
 State = Literal["held", "suspended", "dead", "landed"]
 
 
@@ -303,7 +306,15 @@ def writer_has_ended(repo: Repository, work: str) -> bool:
             if "holds" in told and "session" in told:
                 lease_s = float(told.get("lease_s", LEASE_S))
                 return _has_ended(Process.told_by(told), commit.created, lease_s)
+        # Killed before its opening commit: all that tells its age is its name.
+        match = _SESSION.fullmatch(work.removeprefix(WORK))
+        return match is not None and time.time() - int(match[1], 16) > LEASE_S
     return False
+
+
+def new_session_id() -> str:
+    """Make an id that is like no other and tells the second it was made."""
+    return f"{int(time.time()):08x}{secrets.token_hex(6)}"
 
 
 def remove_branch(repo: Repository, name: str) -> None:

@@ -13,7 +13,6 @@ the hidden branch until `sweep` finds that its process is gone.
 """
 
 import logging
-import secrets
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -48,6 +47,7 @@ from lake.locks import (
     lock_tag,
     lock_tags,
     locks,
+    new_session_id,
     read_lock,
     release,
     remove_branch,
@@ -302,7 +302,7 @@ def _try_to_open(
 ) -> Session | None:
     """Make the hidden branch and take the lock; None if somebody else was quicker or the branch moved meanwhile."""
     goes_on = lock is not None and resume and _can_go_on(repo, lock, base)
-    fresh = secrets.token_hex(8)
+    fresh = new_session_id()
     session, began = (lock.session, lock.base) if lock is not None and goes_on else (fresh, base)
     opening = WORK + fresh
     repo.create_branch(opening, base)
