@@ -4,29 +4,36 @@ A value that cannot be computed is `unknown` with the reason, never left out and
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lake.box import Box
 from lake.measures import Scores, synapse_f1
 
 Labels = NDArray[Any]
-Nm = tuple[float, float, float]
+BoxNm = tuple[float, float, float, float, float, float]
+BoxOf = Callable[[str], BoxNm]
 
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "tile_integrity": ("1", "share of tiles not in quarantine whose bytes decode and match their recorded sha256"),
     "tile_focus_min": ("1", "least focus of a tile not in quarantine: variance of Laplacian over the section median"),
+    "tile_quarantine_share": ("1", "share of tiles in quarantine"),
     "tile_saturation_max": ("1", "largest share of clipped pixels of a tile not in quarantine"),
     "stitch_residual_p95": ("px", "95th percentile of seam residuals after the solve; globally the worst section"),
     "coverage": ("1", "share of a section's area that tiles cover"),
     "coverage_min": ("1", "least coverage of any section"),
     "alignment_ncc": ("1", "median correlation with the previous section"),
     "alignment_residual": ("px", "median match residual against the previous section; globally the worst section"),
+    "coverage_holes": ("holes", "connected uncovered areas, summed over the sections"),
+    "alignment_outliers": (
+        "sections",
+        "sections whose correlation with the previous one lies below the median of the 11 around it by over 4 MAD and "
+        "over 0.05",
+    ),
     "alignment_folds": ("cells", "grid cells with a non-positive Jacobian; globally their sum"),
     "vi_split": ("bits", "H(segmentation | truth), voxels with truth > 0"),
     "vi_merge": ("bits", "H(truth | segmentation), voxels with truth > 0"),
@@ -35,6 +42,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "block_continuity": ("1", "label agreement across block faces over that across planes one voxel inside"),
     "orphan_share": ("1", "share of voxels in segments of at least 1000 voxels without boundary contact and synapse"),
     "largest_segment_share": ("1", "voxels of the largest segment over all voxels of segments"),
+    "merge_suspects": ("segments", "segments that touch 5 or 6 faces of the volume or hold over a tenth of it"),
     "synapse_f1": ("1", "F1 of synapses matched one to one within 300 nm between the same pair of true cells"),
     "synapse_precision": ("1", "share of detected synapses that are matched, as for synapse_f1"),
     "synapse_recall": ("1", "share of true synapses that are matched, as for synapse_f1"),
@@ -42,10 +50,39 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "autapse_share": ("1", "share of bound synapses with the same root on both sides"),
     "synapses": ("synapses", "detected synapses"),
     "graph_violations": ("rows", "rows that break a rule of the segment graph, over all checks of kind graph"),
-    "missing_blocks": ("blocks", "planned blocks of the tree's runs without a finished row, plus missing chunks"),
+    "missing_blocks": ("blocks", "planned blocks without a record or without what they left, plus missing chunks"),
 }  # fmt: skip
 MATCH_NM = 300.0
 ORPHAN_VOXELS = 1000
+MANY_FACES = 5
+LARGE_SHARE = 0.1
+
+# Global metrics by what they are computed from: all of a group are unknown if that is missing.
+TILE_METRICS = ("tile_integrity", "tile_focus_min", "tile_saturation_max", "tile_quarantine_share")
+SECTION_METRICS = (
+    "stitch_residual_p95", "coverage_min", "coverage_holes", "alignment_residual", "alignment_folds",
+    "alignment_outliers",
+)  # fmt: skip
+SCORE_METRICS = ("vi_split", "vi_merge", "adapted_rand_error", "labelled_voxels")
+SEGMENT_METRICS = ("orphan_share", "largest_segment_share", "merge_suspects")
+BINDING_METRICS = ("synapse_binding", "autapse_share", "synapses")
+DETECTION_METRICS = ("synapse_f1", "synapse_precision", "synapse_recall")
+GLOBAL_METRICS = (
+    *TILE_METRICS, *SECTION_METRICS, *SCORE_METRICS, "block_continuity", "graph_violations", *SEGMENT_METRICS,
+    *BINDING_METRICS, *DETECTION_METRICS, "missing_blocks",
+)  # fmt: skip
+
+
+class Places(Protocol):
+    """Names the regions of points, and gives their boxes: `qc.regions.Grid`."""
+
+    def regions_at(self, points: NDArray[np.float64]) -> list[str]:
+        """Name the region of each point, (n, 3) z, y, x in nm."""
+        ...
+
+    def box_nm(self, region: str) -> BoxNm:
+        """Give a region's box."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +103,7 @@ class Metric:
     scope_id: str
     value: float | None
     reason: str = ""
-    box: tuple[float, float, float, float, float, float] | None = None
+    box: BoxNm | None = None
 
     def row(self) -> dict[str, Any]:
         """Give the row of `qc_metrics`, but for commit and run."""
@@ -92,13 +129,6 @@ def everywhere(metric: str, value: float | None, reason: str = "") -> Metric:
     return Metric(metric, "global", "", value, reason)
 
 
-def box_nm(box: Box, voxel_nm: Nm) -> tuple[float, float, float, float, float, float]:
-    """Give a voxel box as (min_x, min_y, min_z, max_x, max_y, max_z) in nm."""
-    low = [a * s for a, s in zip(box.start, voxel_nm, strict=True)]
-    high = [b * s for b, s in zip(box.stop, voxel_nm, strict=True)]
-    return low[2], low[1], low[0], high[2], high[1], high[0]
-
-
 def tile_metrics(tiles: pl.DataFrame, damaged: Mapping[str, str]) -> list[Metric]:
     """Measure the tiles that are not in quarantine.
 
@@ -110,16 +140,14 @@ def tile_metrics(tiles: pl.DataFrame, damaged: Mapping[str, str]) -> list[Metric
     """
     kept = tiles.filter(pl.col("status") == "ok")
     if kept.is_empty():
-        return [
-            everywhere(m, None, "no tile is in use")
-            for m in ("tile_integrity", "tile_focus_min", "tile_saturation_max")
-        ]
+        return [everywhere(m, None, "no tile is in use") for m in TILE_METRICS]
     good = kept.filter(pl.col("shape_x").is_not_null() & ~pl.col("path").is_in(list(damaged)))
     bad = [Metric("tile_integrity", "tile", path, 0.0) for path in sorted(damaged)]
     return [
         everywhere("tile_integrity", good.height / kept.height),
         everywhere("tile_focus_min", _number(kept["focus"].min()), "no tile has a focus value"),
         everywhere("tile_saturation_max", _number(kept["saturation"].max()), "no tile has a saturation value"),
+        everywhere("tile_quarantine_share", 1 - kept.height / tiles.height),
         *bad,
     ]
 
@@ -142,9 +170,25 @@ def section_metrics(sections: pl.DataFrame) -> list[Metric]:
         *found,
         everywhere("stitch_residual_p95", _number(sections["residual_px"].max()), none),
         everywhere("coverage_min", _number(sections["coverage"].min()), none),
+        everywhere("coverage_holes", _sum(sections["holes"]), none),
         everywhere("alignment_residual", _number(sections["alignment_residual_px"].max()), none),
-        everywhere("alignment_folds", _number(sections["folds"].sum()) if sections.height else None, none),
+        everywhere("alignment_folds", _sum(sections["folds"]), "not every section has a value"),
+        everywhere("alignment_outliers", _outliers(sections.sort("section")["ncc"]), none),
     ]
+
+
+def _sum(column: pl.Series) -> float | None:
+    # A sum leaves nulls out and is 0 over nothing: a section that nobody looked at would read as flawless.
+    return float(column.sum()) if len(column) and not column.null_count() else None
+
+
+def _outliers(ncc: pl.Series) -> float | None:
+    values = ncc.drop_nulls().to_numpy()
+    if not len(values):
+        return None
+    around = np.array([np.median(values[max(0, i - 5) : i + 6]) for i in range(len(values))])
+    limit = max(4 * float(np.median(np.abs(values - around))), 0.05)
+    return float((around - values > limit).sum())
 
 
 def _number(value: Any) -> float | None:
@@ -188,35 +232,10 @@ class Continuity:
         return (self.face_same / self.face_all) / (self.inner_same / self.inner_all)
 
 
-def continuity(labels: Labels, core: tuple[int, int, int]) -> Continuity:
-    """Compare labels across the high faces of a block with those one voxel inside.
-
-    Parameters
-    ----------
-    labels : (z, y, x) integer
-        A block and, where the volume goes on, one more plane on the high side of each axis.
-    core : (z, y, x) int
-        Shape of the block itself.
-    """
-    total = Continuity()
-    for axis, size in enumerate(core):
-        if labels.shape[axis] <= size or size < 2:
-            continue
-        planes = []
-        for at in (size - 2, size - 1, size):
-            index: list[Any] = [slice(0, n) for n in core]
-            index[axis] = at
-            planes.append(labels[tuple(index)])
-        inner, last, beyond = planes
-        face = (last != 0) & (beyond != 0)
-        inside = (inner != 0) & (last != 0)
-        total += Continuity(
-            int((last == beyond)[face].sum()),
-            int(face.sum()),
-            int((inner == last)[inside].sum()),
-            int(inside.sum()),
-        )
-    return total
+def agreement(one: Labels, other: Labels) -> tuple[int, int]:
+    """Count the places where two planes have the same label, and where both have one."""
+    both = (one != 0) & (other != 0)
+    return int(((one == other) & both).sum()), int(both.sum())
 
 
 def orphans(segments: pl.DataFrame, synapses: pl.DataFrame) -> pl.Series:
@@ -230,13 +249,13 @@ def orphans(segments: pl.DataFrame, synapses: pl.DataFrame) -> pl.Series:
     return chosen["root_id"]
 
 
-def orphan_metrics(supervoxels: pl.DataFrame, roots: pl.Series, boxes: Mapping[str, Any]) -> list[Metric]:
+def orphan_metrics(sizes: pl.DataFrame, roots: pl.Series, box_of: BoxOf) -> list[Metric]:
     """Give the share of voxels in orphans, globally and by region.
 
-    `supervoxels` has columns region, voxels, root_id; `boxes` maps region names to nm boxes.
+    `sizes` has columns region, root_id, voxels; `box_of` gives the nm box of a region.
     """
-    total = int(supervoxels["voxels"].sum())
-    lost = supervoxels.with_columns(
+    total = int(sizes["voxels"].sum())
+    lost = sizes.with_columns(
         lost=pl.when(pl.col("root_id").is_in(roots.implode())).then(pl.col("voxels")).otherwise(0)
     )
     by_region = lost.group_by("region").agg(pl.col("lost").sum(), pl.col("voxels").sum()).sort("region")
@@ -244,13 +263,28 @@ def orphan_metrics(supervoxels: pl.DataFrame, roots: pl.Series, boxes: Mapping[s
     return [
         everywhere("orphan_share", share, "there are no supervoxels"),
         *(
-            Metric("orphan_share", "region", row["region"], row["lost"] / row["voxels"], box=boxes.get(row["region"]))
+            Metric("orphan_share", "region", row["region"], row["lost"] / row["voxels"], box=box_of(row["region"]))
             for row in by_region.to_dicts()
         ),
     ]
 
 
-def binding_metrics(synapses: pl.DataFrame, boxes: Mapping[str, Any]) -> list[Metric]:
+def size_metrics(segments: pl.DataFrame) -> list[Metric]:
+    """Measure what hints at merge errors: `segments` has columns root_id, voxels, boundary_faces."""
+    none = "there are no segments"
+    total = float(segments["voxels"].sum())
+    if not total:
+        return [everywhere(name, None, none) for name in ("largest_segment_share", "merge_suspects")]
+    suspects = segments.filter(
+        (pl.col("boundary_faces").fill_null(6) >= MANY_FACES) | (pl.col("voxels") > LARGE_SHARE * total)
+    )
+    return [
+        everywhere("largest_segment_share", float(segments["voxels"].to_numpy().max()) / total),
+        everywhere("merge_suspects", float(suspects.height)),
+    ]
+
+
+def binding_metrics(synapses: pl.DataFrame, box_of: BoxOf) -> list[Metric]:
     """Measure how many synapses are bound on both sides and how many are autapses, globally and by region."""
     bound = (pl.col("pre_pt_root_id") != 0) & (pl.col("post_pt_root_id") != 0)
     marked = synapses.select(
@@ -266,7 +300,7 @@ def binding_metrics(synapses: pl.DataFrame, boxes: Mapping[str, Any]) -> list[Me
         n, n_bound = part.height, int(part["bound"].sum())
         place = (scope, scope_id)
         none = "there are no synapses"
-        box = boxes.get(scope_id)
+        box = box_of(scope_id) if scope_id else None
         found += [
             Metric("synapse_binding", *place, n_bound / n if n else None, none, box),
             Metric("autapse_share", *place, int(part["self"].sum()) / n_bound if n_bound else None, none, box),
@@ -289,12 +323,32 @@ def synapse_metrics(
         True cells (pre, post) under the two ends.
     """
     if len(true_points) == 0:
-        return [
-            everywhere(m, None, "no synapse is known") for m in ("synapse_f1", "synapse_precision", "synapse_recall")
-        ]
+        return [everywhere(m, None, "no synapse is known") for m in DETECTION_METRICS]
     result = synapse_f1(points, pairs, true_points, true_pairs, MATCH_NM)
     return [
         everywhere("synapse_f1", result.f1),
         everywhere("synapse_precision", result.precision, "no synapse was detected"),
         everywhere("synapse_recall", result.recall),
+    ]
+
+
+def synapse_region_metrics(
+    points: NDArray[np.float64], pairs: Labels, true_points: NDArray[np.float64], true_pairs: Labels, places: Places
+) -> list[Metric]:
+    """Give F1 by region, for the regions that hold a synapse: a match counts where it was detected.
+
+    A pair is matched over the whole volume first, so that no region's border costs a match.
+    """
+    if len(true_points) == 0:
+        return []
+    match = synapse_f1(points, pairs, true_points, true_pairs, MATCH_NM).match
+    missed = np.setdiff1d(np.arange(len(true_points)), match)
+    counts: dict[str, list[int]] = {}
+    for region, hit in zip(places.regions_at(points), (match >= 0).tolist(), strict=True):
+        counts.setdefault(region, [0, 0])[0 if hit else 1] += 1
+    for region in places.regions_at(true_points[missed]):
+        counts.setdefault(region, [0, 0])[1] += 1
+    return [
+        Metric("synapse_f1", "region", region, 2 * hits / (2 * hits + wrong), box=places.box_nm(region))
+        for region, (hits, wrong) in sorted(counts.items())
     ]

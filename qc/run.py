@@ -37,11 +37,9 @@ def run_qc(repo: Repository, branch: str, *, progress: Progress | None = None, o
     A head that is a QC commit, or a verdict on one, is not measured again.
     """
     head = repo.commit_info(branch)
-    for commit in repo.log(head.id, first_parent=True):
-        if "qc_of" in commit.metadata:
-            return _stored(repo, commit.id, commit.metadata["qc_of"])
-        if "judged" not in commit.metadata:
-            break
+    found = _judged(repo, head.id)
+    if found is not None:
+        return _stored(repo, *found)
     with repo.snapshot(head.id) as snapshot:
         metrics = pl.DataFrame([metric.row() for metric in measure(snapshot, progress)], infer_schema_length=None)
         results = run_suites(snapshot, metrics)
@@ -52,6 +50,24 @@ def run_qc(repo: Repository, branch: str, *, progress: Progress | None = None, o
         overwrite(session.workspace("tables/qc_results/"), "qc_results", results)
         commit = session.commit(f"QC of {head.id[:12]}", {"qc_of": head.id})
     return QcRun(commit, head.id, metrics, results, made=True)
+
+
+def measured(repo: Repository, ref: str) -> CommitId | None:
+    """Give the data commit whose figures `ref` holds, or None if it has none, or its data changed after them."""
+    commit = repo.commit_info(ref)
+    # A release is a merge on main; it names the commit that was judged, and holds its data and its figures.
+    found = _judged(repo, commit.metadata.get("qc", commit.id))
+    return None if found is None else found[1]
+
+
+def _judged(repo: Repository, commit: CommitId) -> tuple[CommitId, CommitId] | None:
+    """Find (Q, D) at or behind a commit, over commits that only judge."""
+    for info in repo.log(commit, first_parent=True):
+        if "qc_of" in info.metadata:
+            return info.id, info.metadata["qc_of"]
+        if "judged" not in info.metadata:
+            return None
+    return None
 
 
 def _stored(repo: Repository, commit: CommitId, data_commit: CommitId) -> QcRun:

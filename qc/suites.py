@@ -10,13 +10,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
 from lake.digests import canonical_json
 from lake.snapshot import Snapshot
-from sql import library
+from qc.checks import graph_checks
+from sql import SqlFile
 
 Severity = Literal["critical", "warning", "info"]
 METRICS = "qc_metrics"
@@ -34,6 +36,8 @@ class Check:
         Class of Great Expectations, such as ExpectColumnValuesToBeBetween.
     table : str
         Relation of the snapshot, or `qc_metrics` for the values that were just measured.
+    about : str
+        What is expected, where the name does not say it all.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Check:
     table: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     severity: Severity = "critical"
+    about: str = ""
 
 
 def _unique(table: str, *columns: str) -> Check:
@@ -78,6 +83,11 @@ def _metric(metric: str, low: float | None, high: float | None) -> Check:
     return Check(f"{metric} within limits", "ExpectColumnValuesToBeBetween", METRICS, limits)
 
 
+_RESULT_SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("suite", "expectation", "scope", "scope_id", "table_name", "observed", "expected"), pl.String),
+    "passed": pl.Boolean, "severity": pl.String, "reason": pl.String,
+}  # fmt: skip
+
 TABLES = (
     *(_filled(table) for table in ("supervoxels", "edges", "agglomeration", "segments", "synapses")),
     _unique("supervoxels", "supervoxel_id"),
@@ -108,23 +118,25 @@ COMPLETENESS = (
 
 def suites() -> dict[str, tuple[Check, ...]]:
     """Give every suite by name; `graph` holds one check for each SQL file of kind check."""
-    graph = tuple(
-        Check(file.name, "UnexpectedRowsExpectation", file.reads[0].removeprefix("main."), {"sql": file.text})
-        for file in library().values()
-        if file.kind == "check" and file.name.startswith("graph_")
-    )
-    return {"tables": TABLES, "graph": graph, "completeness": COMPLETENESS}
+    return {"tables": TABLES, "graph": tuple(map(_graph, graph_checks())), "completeness": COMPLETENESS}
 
 
-def run_suites(snapshot: Snapshot, metrics: pl.DataFrame, *, docs: Any = None) -> pl.DataFrame:
+def _graph(file: SqlFile) -> Check:
+    about = f"{file.name}: no {file.purpose[0].lower()}{file.purpose[1:]}"
+    table = file.reads[0].removeprefix("main.")
+    return Check(file.name, "UnexpectedRowsExpectation", table, {"sql": file.text}, about=about)
+
+
+def run_suites(snapshot: Snapshot, metrics: pl.DataFrame, *, site: Path | None = None) -> pl.DataFrame:
     """Check every expectation and give one row each, with the columns of `qc_results` but for commit and run.
 
     Parameters
     ----------
     metrics : frame of `qc_metrics`
         What was just measured; global values become the one row of table `qc_metrics` that a suite sees.
-    docs : qc.docs.Site or None
-        Where to render Great Expectations' Data Docs.
+    site : Path
+        Empty folder for Great Expectations' Data Docs, as the library makes them: one validation a suite and table.
+        `qc.docs` turns them into pages that need no network.
     """
     # The library prints advice on stdout, which is for data.
     with redirect_stdout(io.StringIO()), _context(snapshot, metrics) as (context, batches):
@@ -133,10 +145,19 @@ def run_suites(snapshot: Snapshot, metrics: pl.DataFrame, *, docs: Any = None) -
             runnable = [check for check in checks if check.table in batches]
             rows += [_absent(name, check) for check in checks if check.table not in batches]
             for table in sorted({check.table for check in runnable}):
-                rows += _run(context, batches[table], name, [c for c in runnable if c.table == table], docs)
-        if docs is not None:
-            docs.render(context)
-    return pl.DataFrame(rows, infer_schema_length=None).sort("suite", "expectation")
+                mine = [check for check in runnable if check.table == table]
+                rows += _run(context, batches[table], name, mine, snapshot)
+        if site is not None:
+            _build_site(context, site)
+    return pl.DataFrame(rows, schema=_RESULT_SCHEMA).sort("suite", "expectation")
+
+
+def _build_site(context: Any, folder: Path) -> None:
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
+    index = {"class_name": "DefaultSiteIndexBuilder"}
+    config = {"class_name": "SiteBuilder", "store_backend": store, "site_index_builder": index}
+    context.add_data_docs_site("qc", config)
+    context.build_data_docs(site_names=["qc"])
 
 
 @contextmanager
@@ -159,7 +180,8 @@ def _context(snapshot: Snapshot, metrics: pl.DataFrame) -> Iterator[tuple[Any, d
             create_temp_table=False,
             kwargs={"creator": lambda: ConnectionWrapper(snapshot.cursor()), "poolclass": StaticPool},
         )
-        present = sorted({c.table for checks in suites().values() for c in checks} & _relations(snapshot))
+        named = {check.table for checks in suites().values() for check in checks} - {METRICS}
+        present = sorted(named & _relations(snapshot))
         batches = {
             table: source.add_query_asset(
                 name=table, query=f'SELECT * FROM main."{table}"'
@@ -202,8 +224,9 @@ def _buffered(sa: Any) -> Iterator[None]:
         sa.event.remove(sa.Engine, "after_cursor_execute", buffer)
 
 
-def _run(context: Any, batch: Any, suite: str, checks: Sequence[Check], docs: Any) -> list[dict[str, Any]]:
+def _run(context: Any, batch: Any, suite: str, checks: Sequence[Check], snapshot: Snapshot) -> list[dict[str, Any]]:
     import great_expectations as gx
+    from great_expectations.core import RunIdentifier
 
     definition, parameters, columns = batch if isinstance(batch, tuple) else (batch, None, None)
     rows = []
@@ -214,14 +237,17 @@ def _run(context: Any, batch: Any, suite: str, checks: Sequence[Check], docs: An
         checks = [check for check in checks if check not in unknown]
     if not checks:
         return rows
-    name = f"{suite}: {checks[0].table}"
+    name = f"{suite}-{checks[0].table}"
     built = context.suites.add(gx.ExpectationSuite(name=name))
     by_id = {}
     for check in checks:
         expectation = built.add_expectation(_expectation(gx, check))
         by_id[expectation.id] = check
     validation = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=definition, suite=built))
-    result = docs.run(context, validation, parameters) if docs else validation.run(batch_parameters=parameters)
+    # The commit and its time, so that the pages of one commit are named alike each time.
+    commit = snapshot.repo.commit_info(snapshot.commit)
+    run = RunIdentifier(run_name=commit.id[:12], run_time=commit.created)
+    result = validation.run(batch_parameters=parameters, run_id=run)
     for outcome in result.results:
         # Results come back in another order than the suite's.
         check = by_id[outcome.expectation_config.id]
@@ -234,10 +260,10 @@ def _expectation(gx: Any, check: Check) -> Any:
     arguments = dict(check.arguments)
     if check.kind == "UnexpectedRowsExpectation":
         # The check's own text names its tables; `{batch}` would hide which.
-        return gx.expectations.UnexpectedRowsExpectation(
-            unexpected_rows_query=arguments["sql"], description=check.name, severity=check.severity
-        )
-    return getattr(gx.expectations, check.kind)(**arguments, description=check.name, severity=check.severity)
+        arguments = {"unexpected_rows_query": arguments["sql"]}
+    return getattr(gx.expectations, check.kind)(
+        **arguments, description=check.about or check.name, severity=check.severity
+    )
 
 
 def _exception(info: Mapping[str, Any]) -> str:
@@ -245,6 +271,14 @@ def _exception(info: Mapping[str, Any]) -> str:
         if part.get("raised_exception"):
             return str(part.get("exception_message"))[:500]
     return ""
+
+
+def _observed(check: Check, seen: Mapping[str, Any]) -> str:
+    if check.kind == "UnexpectedRowsExpectation":
+        return f"{seen.get('observed_value')} rows break it"
+    if "unexpected_count" in seen:
+        return f"{seen['unexpected_count']} of {seen.get('element_count')} rows break it"
+    return f"observed {seen.get('observed_value')}"
 
 
 def _absent(suite: str, check: Check) -> dict[str, Any]:
@@ -265,7 +299,7 @@ def _row(
     )
     expected = {key: value for key, value in check.arguments.items() if key != "sql"}
     if passed is False and not reason and seen:
-        reason = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in seen.items())
+        reason = _observed(check, seen)
     return {
         "suite": suite,
         "expectation": check.name,
