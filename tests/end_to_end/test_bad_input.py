@@ -1,0 +1,156 @@
+"""What a user gets who asks for something wrong: one clear error, the right exit code, and nothing changed."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import lake
+from lake.engines.embedded.engine import MARKER
+
+
+@pytest.fixture
+def repo(tmp_path: Path, emlake, monkeypatch) -> Path:
+    folder = tmp_path / "repo"
+    assert emlake("init", folder).code == 0
+    monkeypatch.setenv("EMLAKE_REPO", str(folder))
+    return folder
+
+
+def heads(repo: Path) -> dict[str, str]:
+    opened = lake.open(repo)
+    state = {**opened.branches(), **{f"tag {k}": v for k, v in opened.tags().items()}}
+    opened.close()
+    return state
+
+
+CASES = [
+    (("log", "mian"), 4, "ref-not-found", "main"),
+    (("sql", "SELECT 1", "--at", "archve"), 4, "ref-not-found", "archive"),
+    (("sql", "SELECT * FROM ops.relases"), 4, "table-not-found", "ops.releases"),
+    (("sql", "SELEC 1"), 2, "bad-input", "SELEC"),
+    (("sql", "DELETE FROM ops.runs"), 2, "query-refused", "SELECT"),
+    (("sql", "SELECT * FROM read_text('/etc/hostname')"), 2, "query-refused", "read_text"),
+    (("sql", "COPY (SELECT 1) TO 'x.csv'"), 2, "query-refused", "SELECT"),
+    (("sql", "ATTACH 'x.db'"), 2, "query-refused", "SELECT"),
+    (("sql", "SET threads=1"), 2, "query-refused", "SELECT"),
+    (("sql", "LOAD httpfs"), 2, "query-refused", "SELECT"),
+    (("sql", "tiles_of_segment"), 2, "bad-input", "root_id"),
+    (("sql", "tiles_of_segment", "--param", "root=1"), 2, "bad-input", "root_id"),
+    (("sql", "tiles_of_segment", "--param", "root_id=one"), 2, "bad-input", "root_id=one"),
+    (("release", "gate", "r1"), 4, "not-found", "'r1'"),
+    (("release", "publish", "r1"), 4, "not-found", "'r1'"),
+    (("release", "show", "r1"), 4, "not-found", "'r1'"),
+    (("release", "rollback", "--reason", "none"), 4, "not-found", "no release"),
+    (("release", "candidate", "cand-x"), 2, "invalid-name", "cand-x"),
+    (("release", "candidate", "r1", "--again", "r0"), 4, "not-found", "r0"),
+    (("run", "reconstrct", "--on", "main"), 2, "bad-input", "reconstruct"),
+    (("run", "reconstruct", "--on", "cand-x"), 4, "ref-not-found", "cand-x"),
+    (("run", "reconstruct", "--on", "main", "--up-to", "watreshed"), 2, "bad-input", "watershed"),
+    (("run", "reconstruct", "--on", "main", "--model", "membrane=x"), 2, "bad-input", "membranes"),
+    (("run", "reconstruct", "--on", "main", "--executor", "dsk"), 2, "bad-input", "dsk"),
+    (("params", "add", "watreshed", "default", "--on", "main"), 2, "bad-input", "watershed"),
+    (("params", "add", "watershed", "default", "min_voxel=3", "--on", "main"), 2, "bad-input", "min_voxels"),
+    (("params", "show", "watershed", "default@1"), 4, "not-found", "default@1"),
+    (("ingest", "tiles", "/nonexistent"), 4, "not-found", "/nonexistent"),
+    (("ingest", "volume", "/nonexistent", "em", "--on", "main"), 4, "not-found", "/nonexistent"),
+    (("train", "/nonexistent.toml", "/nonexistent"), 2, "bad-input", "/nonexistent.toml"),
+    (("qc", "run", "cand-x"), 4, "ref-not-found", "cand-x"),
+    (("qc", "show", "main"), 4, "table-not-found", "qc_metrics"),
+    (("init", "new", "--block", "64,64"), 2, "bad-input", "64,64"),
+    (("init", "new", "--voxel", "a,b,c"), 2, "bad-input", "a,b,c"),
+    (("init", "new", "--policy", "/nonexistent"), 2, "bad-input", "/nonexistent"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "told"), CASES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else ""
+)
+def test_a_wrong_request_is_one_clear_error_and_changes_nothing(repo, emlake, arguments, code, kind, told):
+    before = heads(repo)
+    answer = emlake(*arguments)
+    assert answer.code == code, answer.err
+    assert answer.err.startswith(f"error[{kind}]: "), answer.err
+    assert told in answer.err
+    assert "fix: " in answer.err
+    assert "Traceback" not in answer.err
+    assert answer.out == ""
+    assert heads(repo) == before
+
+
+def test_with_json_the_error_is_one_object_on_stderr(repo, emlake):
+    answer = emlake("release", "show", "r1", "--json")
+    told = json.loads(answer.err)
+    assert (answer.code, told["error"]) == (4, "not-found")
+    assert told["fix"]
+
+
+def test_without_a_repository_it_says_where_it_looked(tmp_path, emlake, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = emlake("log")
+    assert answer.code == 4
+    assert str(tmp_path) in answer.err
+
+
+def test_the_repository_is_found_from_a_folder_below_it(repo, emlake, monkeypatch):
+    monkeypatch.delenv("EMLAKE_REPO")
+    inside = repo / "somewhere" / "below"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert emlake("log").code == 0
+
+
+def test_a_repository_written_by_a_newer_version_is_refused_by_name(repo, emlake):
+    marker = repo / MARKER
+    content = json.loads(marker.read_text())
+    marker.chmod(0o644)
+    marker.write_text(json.dumps({**content, "format": content["format"] + 1}))
+    answer = emlake("log")
+    assert (answer.code, answer.err.startswith("error[format-too-new]")) == (2, True)
+
+
+def test_a_policy_that_cannot_be_read_creates_nothing(tmp_path, emlake):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("version = 1\n[[gate]]\nid = 'x'\n")
+    answer = emlake("init", tmp_path / "new", "--policy", policy)
+    assert answer.code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_foreign_files_is_not_taken_for_a_demo(tmp_path, emlake):
+    (tmp_path / "thesis.txt").write_text("mine")
+    answer = emlake("demo", tmp_path)
+    assert answer.code == 2
+    assert "not empty" in answer.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
+
+
+def test_a_second_writer_is_told_who_the_first_is(repo, emlake):
+    opened = lake.open(repo)
+    opened.create_branch("work", "main")
+    with opened.session("work", owner="ann's run"):
+        answer = emlake("params", "add", "watershed", "default", "--on", "work")
+    assert answer.code == 5
+    assert "ann's run" in answer.err
+
+
+def test_a_dead_server_is_reported_soon(emlake):
+    os.environ["LAKECTL_CREDENTIALS_ACCESS_KEY_ID"] = os.environ["LAKECTL_CREDENTIALS_SECRET_ACCESS_KEY"] = "none"
+    try:
+        started = time.monotonic()
+        answer = emlake("log", "--repo", "lakefs://127.0.0.1:9/demo")
+        assert time.monotonic() - started < 10
+    finally:
+        del os.environ["LAKECTL_CREDENTIALS_ACCESS_KEY_ID"], os.environ["LAKECTL_CREDENTIALS_SECRET_ACCESS_KEY"]
+    assert answer.code == 6
+    assert "127.0.0.1:9" in answer.err
+
+
+@pytest.mark.parametrize("group", ["", "ingest", "params", "qc", "release", "server"])
+def test_help_lists_every_command_with_a_sentence(emlake, group):
+    answer = emlake(*([group] if group else []), "--help")
+    assert answer.code == 0
+    commands = answer.out.split("Commands:")[1].strip().splitlines()
+    assert all(len(line.split(maxsplit=1)) == 2 for line in commands if line.strip())
