@@ -18,13 +18,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import lake
 from lake import server
-from lake.errors import LakeError, NotFound, StorageError
+from lake.errors import ConflictError, LakeError, NotFound, StorageError
 from lake.repository import Repository
 from lake.server import ServerState
 
@@ -127,9 +128,16 @@ def lakefs_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerS
         _unavailable(f"{error.message}; {error.fix}")
         return
     home = tmp_path_factory.mktemp("lakefs")
-    state = server.start(port=server.free_port(), home=home, program=found)
-    yield state
+    yield _start(home, found)
     server.stop(home=home)
+
+
+def _start(home: Path, found: Path) -> ServerState:
+    # Between looking for a free port and taking it another test run may be quicker.
+    for _ in range(3):
+        with suppress(ConflictError):
+            return server.start(port=server.free_port(), home=home, program=found)
+    return server.start(port=server.free_port(), home=home, program=found)
 
 
 @pytest.fixture

@@ -138,14 +138,19 @@ def test_what_the_engine_adds_to_metadata_is_not_shown(lakefs_repo):
     assert shown == [{"n": "1"}, {"n": "2"}, {"n": "3"}]
 
 
-def test_rehearsals_leave_no_branch_behind(lakefs_repo):
+def test_rehearsals_leave_no_branch_behind_and_remove_those_of_the_killed(lakefs_repo):
+    wire = lakefs_repo._wire
+    for began in ("1000000000", "9999999999", "x"):
+        body = {"name": f"session-rehearsal-{began}-abc", "source": "main", "hidden": True}
+        wire.call(wire.sdk.branches_api.create_branch, wire.name, body, doing="make a branch")
     save(lakefs_repo, "main", {"a": b"1"})
     lakefs_repo.create_branch("side", "main")
     save(lakefs_repo, "side", {"b": b"1"})
     save(lakefs_repo, "main", {"c": b"1"})
     lakefs_repo.merge("side", "main", "merge")
-    wire = lakefs_repo._wire
+    assert list(lakefs_repo.branches()) == ["main", "side"]
     everything = wire.call(
         wire.sdk.branches_api.list_branches, wire.name, show_hidden=True, doing="list all branches", safe=True
     )
-    assert sorted(branch.id for branch in everything.results) == ["main", "side"]
+    kept = ["session-rehearsal-9999999999-abc", "session-rehearsal-x-abc"]
+    assert sorted(branch.id for branch in everything.results) == ["main", *kept, "side"]

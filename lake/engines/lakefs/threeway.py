@@ -12,6 +12,7 @@ same content exactly if their trees agree below it.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _KINDS: Mapping[str, Literal["added", "changed", "removed", "conflict"]] = {
     "removed": "removed",
     "conflict": "conflict",
 }
+# `session-` is a reserved prefix; hidden branches are in no listing.
+_REHEARSAL = "session-rehearsal-"
+_STALE_S = 3600
 DIFF_FIELDS = ("path", "type", "path_type")
 
 
@@ -180,7 +184,8 @@ def rehearse(wire: Wire, plan: Plan, expected: frozenset[str], act: Callable[[st
 
 @contextmanager
 def _hidden_branch(wire: Wire, commit: CommitId) -> Iterator[str]:
-    name = f"rehearsal-{secrets.token_hex(8)}"
+    _tidy(wire)
+    name = f"{_REHEARSAL}{time.time():.0f}-{secrets.token_hex(8)}"
     body = {"name": name, "source": commit, "hidden": True}
     wire.call(wire.sdk.branches_api.create_branch, wire.name, body, doing="create a branch for a rehearsal")
     try:
@@ -189,6 +194,16 @@ def _hidden_branch(wire: Wire, commit: CommitId) -> Iterator[str]:
         # A branch that stays behind is hidden and harmless; it must not hide the error that ended the rehearsal.
         with suppress(LakeError):
             wire.call(wire.sdk.branches_api.delete_branch, wire.name, name, doing="delete the rehearsal's branch")
+
+
+def _tidy(wire: Wire) -> None:
+    """Delete what rehearsals left that were killed, told by the time in the name."""
+    query = {"prefix": _REHEARSAL, "show_hidden": "true"}
+    for entry in wire.pages("/branches", query, fields=("id",), doing="look for old rehearsals"):
+        began = entry["id"].removeprefix(_REHEARSAL).partition("-")[0]
+        if began.isdigit() and time.time() - int(began) > _STALE_S:
+            with suppress(LakeError):
+                wire.call(wire.sdk.branches_api.delete_branch, wire.name, entry["id"], doing="delete an old rehearsal")
 
 
 def _head(wire: Wire, branch: str) -> CommitId:
