@@ -22,8 +22,8 @@ from transforms.models.scores import Variation, best, segment
 from transforms.synthetic.neuropil import Neuropil, neuropil
 
 SEEDS = (100, 101, 102)
-SHAPE: Zyx = (64, 320, 320)
-THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(13))
+SHAPE: Zyx = (48, 256, 256)
+THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(11))
 MATCH_NM = 150.0
 
 

@@ -20,43 +20,69 @@ class Stain:
     ----------
     cytoplasm : float
         Grey level of a typical neurite's inside.
-    membrane, cleft : float
-        Darkness of the membranes, and brightness of the gap between them.
+    membrane, faint : float
+        Darkness of the membranes, and how much of it they lose in places, 1 being usual.
     mitochondrion, rim, cristae : float
         Darkness of its matrix, its outline, its inner folds.
     vesicle, density : float
         Darkness of vesicles and of synaptic densities.
     texture : float
         Standard deviation of the granules of the cytoplasm.
+    reticulum : float
+        Darkness of the sheets of endoplasmic reticulum that run through the cytoplasm.
+    tone : float
+        How much neurites differ in brightness, 1 being usual.
     """
 
     cytoplasm: float
     membrane: float
-    cleft: float
+    faint: float
     mitochondrion: float
     rim: float
     cristae: float
     vesicle: float
     density: float
     texture: float
+    reticulum: float
+    tone: float
 
 
 USUAL = Stain(
-    cytoplasm=172, membrane=112, cleft=0, mitochondrion=42, rim=45, cristae=38, vesicle=48, density=145, texture=14
+    cytoplasm=172,
+    membrane=112,
+    faint=1,
+    mitochondrion=42,
+    rim=45,
+    cristae=38,
+    vesicle=48,
+    density=145,
+    texture=14,
+    reticulum=0,
+    tone=1,
 )
-# Osmium hardly reached this part and the extracellular space stayed open: dark cytoplasm, membranes faint on both
-# sides of a pale gap, mitochondria hardly darker than what surrounds them.
+# Here the stain also went into the reticulum, which is as dark as membranes are elsewhere; membranes are black. What
+# never saw this takes the one for the other and cuts neurites apart.
 ODD = Stain(
-    cytoplasm=98, membrane=26, cleft=62, mitochondrion=16, rim=22, cristae=12, vesicle=20, density=76, texture=13
+    cytoplasm=150,
+    membrane=150,
+    faint=0.3,
+    mitochondrion=40,
+    rim=45,
+    cristae=30,
+    vesicle=35,
+    density=150,
+    texture=15,
+    reticulum=112,
+    tone=0.5,
 )
 
 
 @dataclass(slots=True)
 class _Layers:
-    """What a section shows, each (y, x) float32 in [0, 1] but `tone` and `texture`, which are signed."""
+    """What a section shows, each (y, x) float32; all but `tone` and `texture`, which are signed, in [0, 1]."""
 
     wall: F32
-    gap: F32
+    faint: F32
     mitochondrion: F32
     rim: F32
     cristae: F32
@@ -64,20 +90,21 @@ class _Layers:
     density: F32
     tone: F32
     texture: F32
+    reticulum: F32
 
     def crop(self, window: tuple[slice, slice]) -> "_Layers":
         return _Layers(*(getattr(self, name)[window] for name in _Layers.__slots__))
 
 
 def _paint(layers: _Layers, stain: Stain) -> F32:
-    contrast = stain.membrane / USUAL.membrane * 0.5 + 0.5
-    image = stain.cytoplasm + contrast * layers.tone + stain.texture * layers.texture
+    image = stain.cytoplasm + stain.tone * layers.tone + stain.texture * layers.texture
     dark = stain.mitochondrion * layers.mitochondrion + stain.rim * layers.rim + stain.cristae * layers.cristae
     dark += stain.vesicle * layers.vesicle
-    np.maximum(dark, stain.membrane * layers.wall, out=dark)
+    if stain.reticulum:
+        np.maximum(dark, stain.reticulum * layers.reticulum, out=dark)
+    np.maximum(dark, stain.membrane * (layers.faint**stain.faint * layers.wall), out=dark)
     np.maximum(dark, stain.density * layers.density, out=dark)
     image -= dark
-    image += stain.cleft * layers.gap * (1 - 0.6 * layers.density)
     return image
 
 
@@ -134,6 +161,8 @@ class _Scene:
         self.uneven = smooth_noise(shape, (24, 90), rng)
         self.faint = smooth_noise(shape, (12, 36), rng)
         self.bend = smooth_noise(shape, (8, 12), rng)
+        # A stream of its own: the usual stain is the same whether or not anybody draws the other.
+        self.sheets = smooth_noise(shape, (7, 13), rng.spawn(1)[0])
         self.stripe = rng.uniform(0, 2 * np.pi, int(anatomy.mitochondria.max()) + 1).astype(np.float32)
         self.grain: F32 | None = None
         self.before: NDArray[np.bool_] = np.zeros(shape[1:], bool)
@@ -149,14 +178,15 @@ class _Scene:
         oblique = (across | self.before).astype(np.float32)
         self.before = across
         faint = np.clip(0.85 + 0.14 * self.faint.section(z), 0.5, 1.0).astype(np.float32)
-        wall = faint * np.maximum(np.exp(-((distance / 1.9) ** 2)), 0.75 * cv2.GaussianBlur(oblique, (0, 0), 0.8))
-        gap = np.maximum(np.exp(-((distance / 1.1) ** 2)), 0.6 * cv2.GaussianBlur(oblique, (0, 0), 0.8))
+        wall = np.maximum(np.exp(-((distance / 1.9) ** 2)), 0.75 * cv2.GaussianBlur(oblique, (0, 0), 0.8))
         matrix, rim, cristae = self._mitochondria(z)
+        # Sheets are where smooth noise changes its sign: thin, curved, and closed over several sections.
+        sheet = np.exp(-((self.sheets.section(z) / 0.4) ** 2)) * np.clip(distance / 2 - 0.75, 0, 1) * (1 - matrix)
         tone = self.tone[self.anatomy.cells[z]] + 6 * self.uneven.section(z)
         vesicle = _draw_vesicles(self.vesicles, z, within.shape)
         return _Layers(
             wall,
-            gap,
+            faint,
             matrix,
             rim,
             cristae,
@@ -164,6 +194,7 @@ class _Scene:
             self.densities.section(z, distance),
             tone,
             self._grain(within.shape),
+            sheet,
         )
 
     def _grain(self, shape: tuple[int, ...]) -> F32:
