@@ -35,7 +35,7 @@ class Variation:
 
     def to_json(self) -> dict[str, float]:
         """Rounded, for cards."""
-        return {"vi_split_bits": round(self.split, 3), "vi_merge_bits": round(self.merge, 3)}
+        return {"vi_split_bits": round(float(self.split), 3), "vi_merge_bits": round(float(self.merge), 3)}
 
 
 def segment(
