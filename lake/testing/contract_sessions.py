@@ -2,8 +2,10 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,19 @@ from lake.errors import BadInput, ConflictError, DirtyBranch, NothingToCommit, O
 from lake.locks import TIDYING_S
 from lake.repository import Repository
 from lake.session import break_lock, locks, open_session, read_lock, sweep
-from lake.testing.trees import fork, save, stage, state, tree
+from lake.testing.trees import ended_process, fork, save, stage, state, tree
+
+
+def _before(monkeypatch: pytest.MonkeyPatch, repo: Repository, method: str, happens: Callable[[], object]) -> None:
+    """Let something happen, once, just before the next call of `method` reaches the repository."""
+    real = getattr(repo, method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(repo, method, real)
+        happens()
+        return real(*args, **options)
+
+    monkeypatch.setattr(repo, method, call)
 
 
 class SessionsContract:
@@ -187,8 +201,9 @@ class SessionsContract:
         with repo.session("cand-a") as one, repo.session("cand-ab") as two:
             one.put("k", b"one")
             two.put("k", b"two")
-            two.commit("two")
             one.commit("one")
+            assert list(repo.tags()) == ["lock.cand-ab"]
+            two.commit("two")
         assert (repo.get("cand-a", "k"), repo.get("cand-ab", "k")) == (b"one", b"two")
 
     def test_of_many_who_open_at_once_one_gets_the_branch(self, repo: Repository) -> None:
@@ -232,6 +247,70 @@ class SessionsContract:
         with other.session("main", wait_s=60.0):
             assert time.monotonic() - began < 30
         timer.join()
+
+    # -- between two steps --------------------------------------------------------------------------------------
+    def test_a_branch_that_moves_in_the_last_moment_stops_the_landing(
+        self, repo: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = repo.session("main")
+        session.put("a", b"1")
+        _before(monkeypatch, repo, "merge", lambda: save(repo, "main", {"b": b"by another way"}))
+        with pytest.raises(SessionLost):
+            session.commit("no")
+        assert tree(repo, "main") == {"b": b"by another way"}
+        assert tree(repo, session.work) == {"a": b"1"}
+
+    def test_a_session_that_lands_while_the_next_one_opens_is_seen_by_it(
+        self, repo: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def land_another() -> None:
+            with self.open_again(repo).session("main") as other:
+                other.put("a", b"other")
+                other.commit("other")
+
+        _before(monkeypatch, repo, "create_tag", land_another)
+        with repo.session("main", wait_s=10.0) as session:
+            assert session.get("a") == b"other"
+            session.put("b", b"1")
+            session.commit("on top")
+        assert tree(repo, "main") == {"a": b"other", "b": b"1"}
+        assert (list(repo.branches()), dict(repo.tags())) == (["main"], {})
+
+    @pytest.mark.parametrize("lands", [True, False])
+    def test_a_dead_session_that_another_ends_while_it_is_claimed_is_not_continued(
+        self, repo: Repository, monkeypatch: pytest.MonkeyPatch, lands: bool
+    ) -> None:
+        dead = open_session(repo, "main", process=ended_process("the late ada"))
+        dead.put("a", b"1")
+
+        def end_it() -> None:
+            with self.open_again(repo).session("main") as other:
+                assert other.resumed
+                if lands:
+                    other.commit("other")
+
+        _before(monkeypatch, repo, "create_tag", end_it)
+        with repo.session("main", wait_s=10.0) as session:
+            assert not session.resumed
+            session.put("b", b"1")
+            session.commit("on top")
+        assert tree(repo, "main") == ({"a": b"1", "b": b"1"} if lands else {"b": b"1"})
+        assert (list(repo.branches()), dict(repo.tags())) == (["main"], {})
+
+    def test_whoever_landed_removes_its_own_lock_only(self, repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, later = repo.session("main", owner="first"), []
+        first.put("a", b"1")
+
+        def break_and_open() -> None:
+            break_lock(repo, "main")
+            later.append(repo.session("main", owner="second"))
+
+        _before(monkeypatch, repo, "delete_branch", break_and_open)
+        first.commit("landed")
+        assert [lock.process.owner for lock in locks(repo)] == ["second"]
+        later[0].put("b", b"2")
+        later[0].commit("landed too")
+        assert tree(repo, "main") == {"a": b"1", "b": b"2"}
 
     # -- locks broken, branches moved ---------------------------------------------------------------------------
     def test_a_writer_whose_lock_was_broken_is_refused_and_its_work_is_kept(self, repo: Repository) -> None:
