@@ -105,10 +105,15 @@ class Metric:
     reason: str = ""
     box: BoxNm | None = None
 
+    def __post_init__(self) -> None:
+        # A score over nothing is nan.
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "value", None)
+
     def row(self) -> dict[str, Any]:
         """Give the row of `qc_metrics`, but for commit and run."""
         unit, definition = DEFINITIONS[self.metric]
-        known = self.value is not None and math.isfinite(self.value)
+        known = self.value is not None
         box = self.box or (None,) * 6
         names = ("min_x", "min_y", "min_z", "max_x", "max_y", "max_z")
         return {
@@ -116,7 +121,7 @@ class Metric:
             "scope": self.scope,
             "scope_id": self.scope_id,
             **dict(zip(names, box, strict=True)),
-            "value": float(self.value) if known and self.value is not None else None,
+            "value": None if self.value is None else float(self.value),
             "unit": unit,
             "definition": definition,
             "status": "ok" if known else "unknown",

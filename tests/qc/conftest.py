@@ -12,6 +12,7 @@ labelled. Each block has two supervoxels, its halves in x.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from lake.volumes import create_volume
 SHAPE, BLOCK, NM = (8, 16, 16), (8, 8, 8), (16.0, 8.0, 8.0)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CLUSTERS = [0, 0, 1, 1, 0, 0, 1, 2]  # by block (0_0_0, 0_0_1, 0_1_0, 0_1_1) and half: A, B or C
+_NUMBERS = itertools.count()
 BLOCKS = [(0, y, x) for y, x in product(range(2), range(2))]
 
 
@@ -198,6 +200,13 @@ def empty(tmp_path: Path) -> Iterator[Repository]:
     repo.close()
 
 
+@pytest.fixture
+def with_tiles(empty: Repository) -> Repository:
+    """Tiles on the archive and nothing else."""
+    ingest(empty)
+    return empty
+
+
 def full_lake(folder: Path) -> Sample:
     """Tiles, volumes and tables, all in order."""
     repo = empty_lake(folder)
@@ -214,25 +223,39 @@ def full_lake(folder: Path) -> Sample:
 
 @pytest.fixture(scope="package")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
-    """The whole sample, shared: read it, never write to it."""
+    """The whole sample, shared: never write to branch cand-r1, take `change`."""
     sample = full_lake(tmp_path_factory.mktemp("clean") / "repo")
     yield sample
     sample.repo.close()
 
 
 @pytest.fixture
-def change(tmp_path: Path) -> Iterator[Callable[[Callable[[Session], None]], Sample]]:
-    """Make a sample of one's own and change it in one session."""
-    made: list[Repository] = []
+def change(clean: Sample) -> Callable[[Callable[[Session], None]], str]:
+    """Branch off the shared sample, change the branch in one session and give its name."""
 
-    def build(edit: Callable[[Session], None]) -> Sample:
-        sample = full_lake(tmp_path / "repo")
-        made.append(sample.repo)
-        with sample.repo.session("cand-r1", owner="fault") as session:
+    def build(edit: Callable[[Session], None] = lambda session: None) -> str:
+        name = f"cand-{next(_NUMBERS)}"
+        clean.repo.create_branch(name, "cand-r1")
+        with clean.repo.session(name, owner="fault") as session:
             edit(session)
-            session.commit("a fault")
-        return sample
+            session.commit("a fault", allow_empty=True)
+        return name
 
-    yield build
-    for repo in made:
-        repo.close()
+    return build
+
+
+@pytest.fixture
+def spoil(clean: Sample, change) -> Callable[..., str]:
+    """Replace tables on a branch of their own: `spoil(edges=frame, synapses=None)`; None removes."""
+
+    def build(**frames: pl.DataFrame | None) -> str:
+        def edit(session: Session) -> None:
+            for name, frame in frames.items():
+                if frame is None:
+                    session.delete([stat.key for stat in session.list(f"tables/{name}/")])
+                else:
+                    overwrite(session.workspace(f"tables/{name}/"), name, frame)
+
+        return change(edit)
+
+    return build
