@@ -1,26 +1,20 @@
 """The folder as a whole: opening, creating, views, full disks, wrong file systems, many writers."""
 
 import json
-import multiprocessing
 import os
 import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import lake
-from lake.engines.embedded import incoming, mounts
+from lake.engines.embedded import mounts
 from lake.engines.embedded.scratch import Scratch
 from lake.errors import (
     AlreadyExists,
-    ConflictError,
-    CorruptObject,
     FormatTooNew,
     LakeError,
     NotFound,
-    NothingToCommit,
-    RefNotFound,
     RepositoryNotFound,
     StorageError,
     UnsupportedFileSystem,
@@ -113,6 +107,14 @@ def test_a_file_that_cannot_be_read_is_named(repo, tmp_path):
         with pytest.raises(NotFound, match=str(path)):
             repo.put("main", "k", path)
     assert list(repo.uncommitted("main")) == []
+
+
+def test_a_folder_says_what_its_file_system_can_do(repo, monkeypatch):
+    found = {what: (state, detail) for what, state, detail in repo.examine()}
+    assert found["hard links"][0] == "ok"
+    assert found["shared extents"][0] in {"ok", "none"}
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    assert ("hard links", "refused") in [finding[:2] for finding in repo.examine()]
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
@@ -217,181 +219,6 @@ def test_a_disk_that_fills_up_during_commits_keeps_every_commit_that_returned(tm
         repo.close()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-# -- power cuts --------------------------------------------------------------------------------------------------------
-def after_reboot(repo, monkeypatch, tmp_path):
-    """Open the repository as if the machine had been started again."""
-    repo.close()
-    (tmp_path / "boot_id").write_text("another-boot\n")
-    monkeypatch.setattr(incoming, "_BOOT_ID", tmp_path / "boot_id")
-    return lake.open(repo.location)
-
-
-def test_what_was_put_before_a_reboot_is_committed_if_its_bytes_are_sound(repo, monkeypatch, tmp_path):
-    repo.put("main", "sound", b"s" * 1000)
-    repo.put("main", "large", b"l" * 100_000)
-    again = after_reboot(repo, monkeypatch, tmp_path)
-    assert again.get("main", "sound") == b"s" * 1000
-    assert (again.workspace("main", "").path / "large").stat().st_size == 100_000
-    again.commit("main", "after the power cut")
-    check_whole(again)
-    again.close()
-
-
-def test_what_a_power_cut_tore_is_not_committed_though_it_looks_right(repo, monkeypatch, tmp_path):
-    repo.put("main", "torn", b"t" * 1000)
-    (kept,) = [path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]
-    seal = kept.stat().st_mtime_ns
-    kept.chmod(0o644)
-    kept.write_bytes(b"\0" * 1000)  # a file system may leave the length and the time, and no bytes
-    os.utime(kept, ns=(seal, seal))
-    head = repo.resolve("main")
-    again = after_reboot(repo, monkeypatch, tmp_path)
-    for action in (lambda: again.commit("main", "no"), lambda: again.get("main", "torn")):
-        with pytest.raises(CorruptObject, match="torn"):
-            action()
-    assert again.resolve("main") == head
-    again.put("main", "torn", b"t" * 1000)
-    again.commit("main", "put again")
-    assert again.get("main", "torn") == b"t" * 1000
-    again.close()
-
-
-def test_what_nobody_stages_any_more_is_swept_on_opening(repo):
-    for key in ("a", "b", "c"):
-        repo.put("main", key, key.encode())
-    repo.put("main", "a", b"over it")
-    repo.create_branch("side", "main")
-    repo.put("side", "x", b"side")
-    repo.delete_branch("side")
-    assert len([path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]) == 5
-    lake.open(repo.location).close()
-    assert len([path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]) == 3
-    repo.commit("main", "first")
-    assert content(repo, "main") == {"a": b"over it", "b": b"b", "c": b"c"}
-    assert not [path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]
-
-
-def test_a_damaged_staged_object_is_not_committed(repo):
-    repo.put("main", "k", b"x" * 1000)
-    (kept,) = [path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]
-    kept.chmod(0o644)
-    kept.write_bytes(b"y" * 1000)
-    with pytest.raises(CorruptObject, match="k"):
-        repo.commit("main", "no")
-
-
-# -- many at once ------------------------------------------------------------------------------------------------------
-def test_writers_and_committers_at_once_lose_nothing(repo):
-    done = threading.Event()
-
-    def write(worker):
-        handle = lake.open(repo.location)
-        for number in range(15):
-            handle.put("main", f"{worker}/{number}", b"%d" % number)
-        handle.close()
-
-    def commit():
-        while not done.is_set():
-            try:
-                repo.commit("main", "whatever is there")
-            except NothingToCommit:
-                done.wait(0.001)
-
-    committer = threading.Thread(target=commit)
-    committer.start()
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    done.set()
-    committer.join()
-    repo.commit("main", "the rest", allow_empty=True)
-    assert content(repo, "main@") == {f"{w}/{n}": b"%d" % n for w in range(4) for n in range(15)}
-
-
-def merge_many(root, worker, count):
-    repo = lake.open(root)
-    for number in range(count):
-        branch = f"b{worker}-{number}"
-        repo.create_branch(branch, "main")
-        folder = repo.workspace(branch, f"w{worker}/").path
-        (folder / f"{number}").write_bytes(b"%d" % number)
-        repo.commit(branch, branch)
-        repo.merge(branch, "main", branch)
-        repo.delete_branch(branch)
-    repo.close()
-
-
-def test_processes_that_merge_into_one_branch_all_land(repo):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=merge_many, args=(repo.root, worker, 4)) for worker in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert content(repo, "main") == {f"w{w}/{n}": b"%d" % n for w in range(3) for n in range(4)}
-    assert os.listdir(repo.root / "workspaces") == []
-    check_whole(repo)
-
-
-def test_readers_see_whole_commits_while_a_branch_moves(repo):
-    for key in ("a", "b"):
-        repo.put("main", key, b"0")
-    repo.commit("main", "0")
-    stop = threading.Event()
-    torn = []
-
-    def read():
-        handle = lake.open(repo.location)
-        while not stop.is_set():
-            head = handle.resolve("main")
-            if handle.get(head, "a") != handle.get(head, "b"):
-                torn.append(head)
-        handle.close()
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for number in range(1, 15):
-        for key in ("a", "b"):
-            repo.put("main", key, b"%d" % number)
-        repo.commit("main", f"{number}")
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert not torn
-
-
-def test_a_handle_works_on_both_sides_of_a_fork(repo):
-    repo.put("main", "before", b"1")
-    child = multiprocessing.get_context("fork").Process(target=lambda: (repo.put("main", "child", b"2"), repo.close()))
-    child.start()
-    repo.put("main", "parent", b"3")
-    child.join()
-    assert child.exitcode == 0
-    assert sorted(item.key for item in repo.list("main")) == ["before", "child", "parent"]
-
-
-def test_a_branch_deleted_under_a_writer_is_reported(repo):
-    repo.create_branch("side", "main")
-    other = lake.open(repo.location)
-    other.delete_branch("side")
-    for action in (lambda: repo.put("side", "k", b"1"), lambda: repo.commit("side", "no")):
-        with pytest.raises(RefNotFound, match="side"):
-            action()
-    other.close()
-
-
-def test_an_expected_head_that_moved_is_a_conflict(repo):
-    head = repo.resolve("main")
-    repo.create_branch("side", "main")
-    repo.put("side", "k", b"1")
-    repo.commit("side", "side")
-    repo.put("main", "other", b"1")
-    moved = repo.commit("main", "moved")
-    with pytest.raises(ConflictError, match=moved):
-        repo.merge("side", "main", "no", expect_head=head)
 
 
 # -- temporary files ---------------------------------------------------------------------------------------------------

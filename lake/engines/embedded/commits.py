@@ -1,7 +1,9 @@
 """How a branch moves: commit, merge, revert. Each is prepared in full, then happens in one transaction."""
 
+import os
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
 from lake.durable import point
@@ -88,7 +90,8 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State) -> Values:
     finally:
         for item in found:
             if item.copy is not None:
-                item.copy.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(item.copy)
     return {**pending.staged, **written}
 
 
@@ -189,7 +192,7 @@ def _land(
 
 def _check_still_clean(engine: Engine, con: sqlite3.Connection, pending: Pending) -> None:
     staged, seq = read_staging(con, pending.branch.token)
-    late: Callable[[], bool] = lambda: bool(engine.changes_of(pending.tree, staged))  # noqa: E731
-    if seq != pending.seq and late():
-        name = pending.branch.name
-        raise DirtyBranch(f"something was staged on branch {name!r} just now", fix="commit or reset it")
+    if seq != pending.seq and engine.changes_of(pending.tree, staged):
+        raise DirtyBranch(
+            f"something was staged on branch {pending.branch.name!r} just now", fix="commit or reset it, then repeat"
+        )

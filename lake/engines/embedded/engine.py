@@ -1,6 +1,5 @@
 """The parts of an open repository, and what is pending on a branch."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,18 +9,13 @@ from lake.engines.embedded.database import Database
 from lake.engines.embedded.files import flocked
 from lake.engines.embedded.history import Branch, History, Node, read_staging
 from lake.engines.embedded.incoming import Incoming
-from lake.engines.embedded.mounts import check_file_system
+from lake.engines.embedded.layout import DATABASE
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Edits, Tree, Trees
 from lake.engines.embedded.views import Views
 from lake.engines.embedded.workspaces import State, Values, Workspaces, load_state
-from lake.errors import FormatTooNew, RepositoryNotFound
 from lake.repository import Change, ChangeKind, CommitId
-
-FORMAT = 1
-MARKER = "emlake.json"
-DATABASE = "refs.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +116,3 @@ class Engine:
 def kind_of(before: bytes | None, after: bytes | None) -> ChangeKind:
     """Name a change."""
     return "added" if before is None else "removed" if after is None else "changed"
-
-
-def check_openable(root: Path) -> None:
-    """Raise if there is no repository at `root`, or none that this version can read."""
-    missing = RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init --repo {root}")
-    try:
-        if not root.is_dir():
-            raise missing
-        marker = json.loads((root / MARKER).read_text())
-    except FileNotFoundError:
-        raise missing from None
-    except PermissionError as error:
-        raise RepositoryNotFound(f"{root} cannot be read: {error.strerror}", fix="ask its owner for access") from error
-    except (OSError, ValueError) as error:
-        raise RepositoryNotFound(f"{root / MARKER} cannot be read: {error}", fix="restore it from a copy") from error
-    version = marker.get("format")
-    if not isinstance(version, int) or version > FORMAT:
-        raise FormatTooNew(
-            f"{root} has format {version!r}; this emlake reads up to {FORMAT}", fix="install a newer emlake"
-        )
-    check_file_system(root)
-    if not (root / DATABASE).is_file():
-        raise RepositoryNotFound(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")

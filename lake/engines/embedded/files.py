@@ -124,7 +124,7 @@ def hash_file(path: str | Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def write_new(path: Path, data: bytes, mode: int = 0o444) -> int:
+def write_new(path: str | Path, data: bytes, mode: int = 0o444) -> int:
     """Write a new file and return its open descriptor, not yet synced."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -133,7 +133,7 @@ def write_new(path: Path, data: bytes, mode: int = 0o444) -> int:
             view = view[os.write(fd, view) :]
     except OSError as error:
         os.close(fd)
-        path.unlink(missing_ok=True)
+        os.unlink(path)
         if error.errno in NO_ROOM:
             raise no_room(path, len(data)) from error
         raise

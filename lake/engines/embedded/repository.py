@@ -1,10 +1,8 @@
 """The embedded engine: a versioned repository in a folder, with lakeFS's semantics and no server."""
 
 import hashlib
-import json
 import sqlite3
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -12,41 +10,28 @@ from typing import get_args
 
 from lake.durable import point
 from lake.engines.embedded import commits
-from lake.engines.embedded.database import Database
-from lake.engines.embedded.engine import (
-    DATABASE,
-    FORMAT,
-    MARKER,
-    Engine,
-    check_openable,
-    kind_of,
-)
-from lake.engines.embedded.files import guarded, guarded_items, sync_path, translate
+from lake.engines.embedded.engine import Engine, kind_of
+from lake.engines.embedded.examine import examine
+from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
 from lake.engines.embedded.history import (
     Branch,
     History,
-    add_commit,
     check_free,
     check_unprotected,
-    commit_body,
     new_token,
     read_staging,
     stage,
 )
+from lake.engines.embedded.layout import MAIN, check_openable, make_repository
 from lake.engines.embedded.merging import changes
-from lake.engines.embedded.mounts import check_file_system
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
-from lake.engines.embedded.scratch import Scratch
-from lake.engines.embedded.store import Store
-from lake.engines.embedded.trees import Tree, Trees, overlay
+from lake.engines.embedded.trees import Tree, overlay
 from lake.engines.embedded.workspaces import State, Values, forget_state, save_state
-from lake.errors import AlreadyExists, BadInput, ConflictError, ObjectNotFound, RefNotFound, nearest
+from lake.errors import BadInput, ConflictError, ObjectNotFound, RefNotFound, nearest
 from lake.location import Location
 from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
-
-MAIN = "main"
 
 
 class EmbeddedRepository(Handle):
@@ -77,24 +62,8 @@ class EmbeddedRepository(Handle):
     def create(cls, path: Path) -> "EmbeddedRepository":
         """Make a repository with one empty commit on `main`; whole, or not at all."""
         root = path.expanduser().absolute()
-        if (root / MARKER).exists():
-            raise AlreadyExists(f"there is a repository at {root} already", fix="open it, or choose another folder")
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise AlreadyExists(f"{root} is not an empty folder", fix="choose another folder")
         try:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            check_file_system(root.parent)
-            with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as hold:
-                fresh = Path(hold) / "repository"
-                _lay_out(fresh)
-                point("create.laid-out")
-                try:
-                    fresh.rename(root)
-                except OSError as error:
-                    if not root.exists():
-                        raise
-                    raise AlreadyExists(f"{root} was made by somebody else just now", fix="open it") from error
-            sync_path(root.parent)
+            make_repository(root)
         except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls.open(root)
@@ -108,6 +77,11 @@ class EmbeddedRepository(Handle):
     def location(self) -> str:
         """The repository's folder, as `lake.open` takes it."""
         return str(self._engine.root)
+
+    @guarded
+    def examine(self) -> Sequence[tuple[str, str, str]]:
+        """Give (what, state, detail) of what the file system here can and cannot do, for `emlake doctor`."""
+        return examine(self._engine)
 
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""
@@ -181,11 +155,11 @@ class EmbeddedRepository(Handle):
                 raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, known))
 
     @guarded
-    def protect(self, pattern: str) -> None:
-        """Refuse direct changes of the branches that match a glob."""
-        check_pattern(pattern)
+    def protect(self, pattern: str, *more: str) -> None:
+        """Refuse direct changes of the branches that match one of these globs."""
+        patterns = [(check_pattern(each),) for each in (pattern, *more)]
         with self._engine.db.write() as con:
-            con.execute("INSERT OR IGNORE INTO protection VALUES (?)", (pattern,))
+            con.executemany("INSERT OR IGNORE INTO protection VALUES (?)", patterns)
 
     @guarded
     def protected(self) -> tuple[str, ...]:
@@ -415,24 +389,3 @@ def _key_bytes(key: str) -> bytes | None:
         return key.encode()
     except UnicodeEncodeError:
         return None
-
-
-def _lay_out(root: Path) -> None:
-    """Write the files of an empty repository and put them on the disk."""
-    root.mkdir()
-    for name in ("tmp", "locks", "incoming", "views", "workspaces"):
-        (root / name).mkdir()
-    Store.make(root / "objects")
-    Store.make(root / "manifests")
-    scratch = Scratch(root / "tmp")
-    tree = Trees(Store(root / "manifests", scratch)).empty()
-    scratch.close()
-    Database.make(root / DATABASE)
-    database = Database(root / DATABASE)
-    with database.write() as con:
-        head = add_commit(con, commit_body(tree.digest, [], "Repository created", {}))
-        con.execute("INSERT INTO branches VALUES (?, ?, ?)", (MAIN, head, new_token(MAIN)))
-    database.close()
-    (root / MARKER).write_text(json.dumps({"engine": "embedded", "format": FORMAT}) + "\n")
-    for folder in (root / MARKER, root / DATABASE, *root.iterdir(), root):
-        sync_path(folder)

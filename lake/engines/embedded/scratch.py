@@ -32,6 +32,10 @@ class Scratch:
         """Give a name that nobody uses, on the same file system as the store."""
         return self.folder() / f"t{next(self._names)}"
 
+    def name(self) -> str:
+        """Give such a name as text: a path object costs as much as a system call."""
+        return f"{self.folder()}/t{next(self._names)}"
+
     def folder(self) -> Path:
         """Give this process's folder, making it on first use (and again in a forked child)."""
         if self._owner != os.getpid():

@@ -40,7 +40,7 @@ class Found:
     digest: bytes
     size: int
     stat: os.stat_result
-    copy: Path | None = None  # a copy among the temporary files, made while hashing; None for a large file
+    copy: str | None = None  # a copy among the temporary files, made while hashing; None for a large file
 
 
 class Store:
@@ -108,7 +108,7 @@ class Store:
     def put_many(self, blobs: Sequence[bytes]) -> list[bytes]:
         """Store many contents durably, with as few waits for the disk as that takes."""
         digests = [hashlib.sha256(blob).digest() for blob in blobs]
-        fresh: list[tuple[Path, bytes]] = []
+        fresh: list[tuple[str, bytes]] = []
         for digest, blob in zip(digests, blobs, strict=True):
             if not self.holds(digest, len(blob)):
                 fresh.append((self._write(blob, digest), digest))
@@ -122,8 +122,8 @@ class Store:
         self.sync_folders(digests)
         return digests
 
-    def _write(self, blob: bytes, digest: bytes) -> Path:
-        path = self._scratch.new()
+    def _write(self, blob: bytes, digest: bytes) -> str:
+        path = self._scratch.name()
         fd = write_new(path, blob)
         try:
             seal(fd, os.fstat(fd), digest)
@@ -138,9 +138,9 @@ class Store:
     def survey(self, path: str) -> Found:
         """Hash a workspace's file; a small one is copied on the way."""
         before = os.stat(path)
-        copy: Path | None = None
+        copy: str | None = None
         if before.st_size < SMALL:
-            data = Path(path).read_bytes()
+            data = _read(path)
             digest = hashlib.sha256(data).digest()
             if len(data) == before.st_size and not self.holds(digest, len(data)):
                 copy = self._write(data, digest)
@@ -207,7 +207,7 @@ class Store:
     def read(self, digest: bytes, what: str) -> bytes:
         """Read an object and check its bytes, or raise `CorruptObject`."""
         try:
-            data = Path(self.locate(digest)).read_bytes()
+            data = _read(self.locate(digest))
         except FileNotFoundError:
             raise self.corrupt(digest, what) from None
         if hashlib.sha256(data).digest() != digest:
@@ -285,3 +285,8 @@ class Store:
             sync_path(path)
             os.replace(path, source)
             sync_path(os.path.dirname(source))
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

@@ -1,0 +1,54 @@
+"""What the file system under a repository can do, tried out, for `emlake doctor`."""
+
+import os
+from pathlib import Path
+
+from lake.engines.embedded.engine import Engine
+from lake.engines.embedded.files import clone, in_threads
+from lake.engines.embedded.layout import FORMAT
+from lake.engines.embedded.mounts import MOUNTS, file_system_of
+
+Finding = tuple[str, str, str]
+
+
+def examine(engine: Engine) -> list[Finding]:
+    """Give (what, state, detail): file system, links, shared extents, objects of other users, leftovers."""
+    findings: list[Finding] = [("format", "ok", str(FORMAT))]
+    if MOUNTS.exists():
+        kind, point = file_system_of(engine.root)
+        findings.append(("file system", "ok", f"{kind}, mounted at {point}"))
+    source, target = engine.scratch.new(), engine.scratch.new()
+    source.write_bytes(b"x" * 65_536)
+    findings += [_links(source, target), _clones(source, target)]
+    foreign = sum(in_threads(_foreign, sorted((engine.root / "objects").iterdir())[:16]))
+    if foreign:
+        findings.append(
+            ("owners", "mixed", "objects of other users: the kernel may refuse to link them, so they are copied")
+        )
+    boots = [boot for boot in (engine.root / "incoming").iterdir() if boot.is_dir()]
+    kept = sum(len(os.listdir(boot)) for boot in boots)
+    findings.append(("staged objects", "ok", f"{kept} not committed yet"))
+    return findings
+
+
+def _links(source: Path, target: Path) -> Finding:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        return "hard links", "refused", f"{error.strerror}: views and workspaces are copies, which take room and time"
+    target.unlink()
+    return "hard links", "ok", "views and large files of workspaces take no room"
+
+
+def _clones(source: Path, target: Path) -> Finding:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        able = clone(reader.fileno(), writer.fileno())
+    if able:
+        return "shared extents", "ok", "a program that writes into a workspace's file harms no commit"
+    detail = "large files of a workspace are links: a program run as root that writes into one damages the object"
+    return "shared extents", "none", detail
+
+
+def _foreign(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.stat().st_uid != os.geteuid() for entry in entries)

@@ -1,0 +1,85 @@
+"""How a repository's folder comes into being, and whether one can be opened."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from lake.durable import point
+from lake.engines.embedded.database import Database
+from lake.engines.embedded.files import sync_path
+from lake.engines.embedded.history import add_commit, commit_body, new_token
+from lake.engines.embedded.mounts import check_file_system
+from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.store import Store
+from lake.engines.embedded.trees import Trees
+from lake.errors import AlreadyExists, FormatTooNew, RepositoryNotFound
+
+FORMAT = 1
+MARKER = "emlake.json"
+DATABASE = "refs.sqlite"
+MAIN = "main"
+
+
+def make_repository(root: Path) -> None:
+    """Make a repository with one empty commit on `main` at `root`: whole, or not at all."""
+    if (root / MARKER).exists():
+        raise AlreadyExists(f"there is a repository at {root} already", fix="open it, or choose another folder")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise AlreadyExists(f"{root} is not an empty folder", fix="choose another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    check_file_system(root.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as hold:
+        fresh = Path(hold) / "repository"
+        _lay_out(fresh)
+        point("create.laid-out")
+        try:
+            fresh.rename(root)
+        except OSError as error:
+            if not root.exists():
+                raise
+            raise AlreadyExists(f"{root} was made by somebody else just now", fix="open it") from error
+    sync_path(root.parent)
+
+
+def _lay_out(root: Path) -> None:
+    """Write the files of an empty repository and put them on the disk."""
+    root.mkdir()
+    for name in ("tmp", "locks", "incoming", "views", "workspaces"):
+        (root / name).mkdir()
+    Store.make(root / "objects")
+    Store.make(root / "manifests")
+    scratch = Scratch(root / "tmp")
+    tree = Trees(Store(root / "manifests", scratch)).empty()
+    scratch.close()
+    Database.make(root / DATABASE)
+    database = Database(root / DATABASE)
+    with database.write() as con:
+        head = add_commit(con, commit_body(tree.digest, [], "Repository created", {}))
+        con.execute("INSERT INTO branches VALUES (?, ?, ?)", (MAIN, head, new_token(MAIN)))
+    database.close()
+    (root / MARKER).write_text(json.dumps({"engine": "embedded", "format": FORMAT}) + "\n")
+    for folder in (root / MARKER, root / DATABASE, *root.iterdir(), root):
+        sync_path(folder)
+
+
+def check_openable(root: Path) -> None:
+    """Raise if there is no repository at `root`, or none that this version can read."""
+    missing = RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init --repo {root}")
+    try:
+        if not root.is_dir():
+            raise missing
+        marker = json.loads((root / MARKER).read_text())
+    except FileNotFoundError:
+        raise missing from None
+    except PermissionError as error:
+        raise RepositoryNotFound(f"{root} cannot be read: {error.strerror}", fix="ask its owner for access") from error
+    except (OSError, ValueError) as error:
+        raise RepositoryNotFound(f"{root / MARKER} cannot be read: {error}", fix="restore it from a copy") from error
+    version = marker.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise FormatTooNew(
+            f"{root} has format {version!r}; this emlake reads up to {FORMAT}", fix="install a newer emlake"
+        )
+    check_file_system(root)
+    if not (root / DATABASE).is_file():
+        raise RepositoryNotFound(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")
