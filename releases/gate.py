@@ -6,6 +6,7 @@ Two locks with the same rules: `judge` and `refusal` here, and the action that `
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from lake.errors import NotFound, ObjectNotFound, TableNotFound, nearest
 from lake.repository import CommitId, Repository
 from releases.history import current
 from releases.policy import POLICY_KEY, Gate, Policy, read_policy
-from releases.verdict import GateResult, Verdict, status_of
+from releases.verdict import GateResult, Outcome, Verdict, status_of
 
 QC_TABLES = ("tables/qc_metrics/", "tables/qc_results/")
 
@@ -98,6 +99,7 @@ def _apply(gate: Gate, metrics: pl.DataFrame, baseline: pl.DataFrame | None) -> 
         known = row["status"] == "ok" and row["value"] is not None and math.isfinite(row["value"])
         value = row["value"] if known else None
         bound = gate.bound(old)
+        outcome: Outcome
         if value is None:
             outcome, reason = "unknown", row["reason"] or "no value"
         elif bound is None or gate.passes(value, bound):
@@ -127,7 +129,8 @@ def _suites(policy: Policy, results: pl.DataFrame) -> Iterable[GateResult]:
         checks = results.filter(pl.col("suite") == suite).sort("expectation", "scope", "scope_id")
         for row in checks.filter(~pl.col("passed").fill_null(value=False)).to_dicts():
             unknown = row["passed"] is None
-            outcome = "warn" if row["severity"] != "critical" else ("unknown" if unknown else "fail")
+            blocking: Outcome = "unknown" if unknown else "fail"
+            outcome: Outcome = blocking if row["severity"] == "critical" else "warn"
             reason = row["reason"] or f"observed {row['observed']}, expected {row['expected']}"
             yield GateResult(
                 f"suite:{suite}",
@@ -170,9 +173,7 @@ def _waive(results: Iterable[GateResult], policy: Policy, granted: list[dict[str
     return tuple(out)
 
 
-def _with(result: GateResult, outcome: str, waiver: str) -> GateResult:
-    from dataclasses import replace
-
+def _with(result: GateResult, outcome: Outcome, waiver: str) -> GateResult:
     return replace(result, outcome=outcome, waiver=waiver)
 
 

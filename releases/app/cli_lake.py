@@ -100,9 +100,12 @@ def doctor(
             break_it(lake, break_lock)
             findings.append(("lock", "broken", f"lock.{break_lock}; its owner is refused when it lands"))
         if sweep:
-            findings.append(("sweep", "done", f"{len(list(sweep_up(lake) or []))} leftovers removed"))
-        held = [{"branch": lock.branch, "owner": lock.owner, "host": lock.host} for lock in locks(lake)]
-        findings += [("lock", "held", f"{lock['branch']} by {lock['owner']} on {lock['host']}") for lock in held]
+            findings.append(("sweep", "done", f"{len(sweep_up(lake))} leftovers removed"))
+        held = [
+            {"branch": lock.branch, "owner": lock.process.owner, "host": lock.process.host, "state": lock.state}
+            for lock in locks(lake)
+        ]
+        findings += [("lock", lock["state"], f"{lock['branch']} by {lock['owner']} on {lock['host']}") for lock in held]
     if as_json:
         print_json(
             {"findings": [dict(zip(("what", "state", "detail"), f, strict=True)) for f in findings], "locks": held}

@@ -23,7 +23,7 @@ Version = Annotated[bool, typer.Option("--version", help="Print the version and 
 
 def locate(repo: str | None) -> str:
     """Find the repository a command is meant for, as git does; `RepositoryNotFound` says where it looked."""
-    from lake.engines.embedded.engine import MARKER
+    from lake.engines.embedded.layout import MARKER
 
     named = repo or os.environ.get("EMLAKE_REPO")
     if named:

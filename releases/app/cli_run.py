@@ -2,13 +2,16 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from lake.errors import BadInput
+from lake.errors import BadInput, nearest
 from releases.app.cli_options import Json, Repo, open_repo, print_json
 from releases.app.screen import Screen
+
+if TYPE_CHECKING:
+    from lake.volume_spec import VolumeKind
 
 ingest = typer.Typer(help="Bring microscope tiles or volumes into the lake.", no_args_is_help=True)
 params = typer.Typer(help="Named parameter sets; a version's content never changes.", no_args_is_help=True)
@@ -68,7 +71,9 @@ def volume(
     from releases.app.cli_lake import numbers
     from transforms.ingest_volume import ImportPlan, ingest_volume
 
-    plan = ImportPlan(kind=kind, voxel_nm=numbers(voxel, "--voxel") if voxel else None)
+    if kind not in {None, "image", "segmentation", "affinity"}:
+        raise BadInput(f"--kind {kind!r} is unknown", fix=nearest(str(kind), ("image", "segmentation", "affinity")))
+    plan = ImportPlan(kind=cast("VolumeKind | None", kind), voxel_nm=numbers(voxel, "--voxel") if voxel else None)
     wanted = Box.parse(box) if box else None
     screen = Screen(quiet=as_json)
     with screen.step(f"ingest {source}") as bar:

@@ -108,7 +108,8 @@ def _ingest(repo: Repository, demo: Demo, screen: Screen) -> None:
         sample = neuropil(demo.seed, demo.shape)
         acquire(sample.image, demo.sample, demo.seed, name=name)
         np.save(demo.sample / "truth_labels.npy", sample.labels)
-        np.savez(demo.sample / "truth_synapses.npz", **sample.synapses.columns())
+        columns: dict[str, Any] = sample.synapses.columns()
+        np.savez(demo.sample / "truth_synapses.npz", allow_pickle=False, **columns)
         box = sample.odd_box
         (demo.sample / "truth.odd.json").write_bytes(
             canonical_json({"start": list(box.start), "stop": list(box.stop)} if box else None)

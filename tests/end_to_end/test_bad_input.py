@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lake
-from lake.engines.embedded.engine import MARKER
+from lake.engines.embedded.layout import MARKER
 
 
 @pytest.fixture
