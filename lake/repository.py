@@ -109,10 +109,11 @@ class Repository(Protocol):
         """Remove a tag, or raise `RefNotFound`."""
         ...
 
-    def protect(self, pattern: str) -> None:
-        """Refuse direct writes, deletes, commits and resets on branches that match the glob `pattern`.
+    def protect(self, pattern: str, *more: str) -> None:
+        """Refuse direct writes, deletes, commits and resets on branches that match the glob `pattern` (or one more).
 
-        Merges and reverts stay possible. Returns when the rule is in force for this client's next write.
+        Merges and reverts stay possible. Returns when the rules are in force: a server needs up to 6 s for it, once for
+        all that come in one call.
         """
         ...
 
