@@ -59,6 +59,9 @@ class Microscope:
         Standard deviations of a section's shift, turn and stretch against the volume.
     gain, offset, section_gain : float
         Standard deviations of brightness: frame by frame, and slowly from section to section.
+    contrast : float
+        Share of the camera's range that the sample's greys fill: the operator leaves room at both ends, so that the
+        darkest stain is not clipped.
     vignetting : float
         Share of the light that the corners lack.
     noise : float
@@ -77,6 +80,7 @@ class Microscope:
     gain: float = 0.03
     offset: float = 3.0
     section_gain: float = 0.05
+    contrast: float = 0.82
     vignetting: float = 0.06
     noise: float = 3.0
     blur: float = 2.5
@@ -275,7 +279,7 @@ def _camera(
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     light = 1 - microscope.vignetting * (y * y + x * x) / 2
-    gain = section_gain * (1 + microscope.gain * float(rng.normal()))
+    gain = microscope.contrast * section_gain * (1 + microscope.gain * float(rng.normal()))
     level = 128 + (pixels - 128) * gain + microscope.offset * float(rng.normal()) + 128 * (section_gain - 1)
     level = level * light + microscope.noise * rng.standard_normal(pixels.shape, dtype=np.float32)
     return np.asarray(np.clip(np.rint(level), 0, 255), np.uint8)
