@@ -29,7 +29,7 @@ from lake.repository import CommitId, Metadata, Strategy
 
 def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow_empty: bool) -> CommitId:
     """Turn what is pending on a branch into a commit."""
-    with engine.locked(name) as branch:
+    with engine.locked(name) as branch, engine.incoming.arriving():
         with engine.db.read() as con:
             check_unprotected(con, name)
         pending = engine.pending(branch)
@@ -39,10 +39,10 @@ def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow
             values = _bring_in_written(engine, pending, state)
         else:
             values = pending.staged
-        if not allow_empty and not engine.changes_of(pending.tree, values):
-            raise NothingToCommit(f"branch {name!r} has nothing staged", fix="put or delete something first")
         _bring_in_staged(engine, pending)
         tree = engine.trees.edit(pending.tree, values)
+        if tree.digest == pending.tree.digest and not allow_empty:
+            raise NothingToCommit(f"branch {name!r} has nothing staged", fix="put or delete something first")
         point("commit.manifest-written")
         body = commit_body(tree.digest, [pending.node.commit], message, metadata)
         with engine.db.write() as con:

@@ -1,5 +1,6 @@
 """The parts of an open repository, and what is pending on a branch."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,21 @@ class Engine:
         with self.db.read() as con:
             node = self.history.node(con, commit)
         return self.trees.load(node.tree)
+
+    def sweep(self) -> None:
+        """Remove what dead processes left: temporary files, folders of deleted branches, what nobody stages."""
+        self.scratch.sweep()
+        # Listed before the branches are read: what belongs to a branch made meanwhile is not among them.
+        folders, locks = os.listdir(self.workspaces.root), os.listdir(self.root / "locks")
+        with self.db.read() as con:
+            tokens = {token for (token,) in con.execute("SELECT token FROM branches")}
+        for token in folders:
+            if token not in tokens:
+                self.workspaces.discard(token)
+        for token in locks:
+            if token not in tokens:
+                (self.root / "locks" / token).unlink(missing_ok=True)
+        self.incoming.sweep(self.staged_digests)
 
     def staged_digests(self) -> set[bytes]:
         """Give the digests of all that is staged on any branch."""

@@ -28,7 +28,7 @@ from lake.engines.embedded.merging import changes
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
 from lake.engines.embedded.trees import Tree, overlay
 from lake.engines.embedded.workspaces import State, Values, forget_state, save_state
-from lake.errors import BadInput, ConflictError, ObjectNotFound, RefNotFound, nearest
+from lake.errors import BadInput, ConflictError, CorruptObject, ObjectNotFound, RefNotFound, nearest
 from lake.location import Location
 from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
@@ -49,11 +49,7 @@ class EmbeddedRepository(Handle):
         try:
             check_openable(root)
             engine = Engine(root)
-            with engine.db.read() as con:
-                tokens = {token: name for name, token in con.execute("SELECT name, token FROM branches")}
-            engine.scratch.sweep()
-            engine.workspaces.sweep(tokens)
-            engine.incoming.sweep(engine.staged_digests)
+            engine.sweep()
         except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls(engine)
@@ -218,7 +214,15 @@ class EmbeddedRepository(Handle):
     @guarded
     def get(self, ref: str, key: str) -> bytes:
         """Read an object and check its bytes."""
-        return self._engine.objects.read(digest_of(self._find(ref, key)), key)
+        found = self._find(ref, key)
+        try:
+            return self._engine.objects.read(digest_of(found), key)
+        except CorruptObject:
+            # Put over, and swept, between the two? Then the second look finds the new one.
+            with self._engine.incoming.arriving():
+                if (now := self._find(ref, key)) == found:
+                    raise
+                return self._engine.objects.read(digest_of(now), key)
 
     @guarded
     def stat(self, ref: str, key: str) -> ObjectStat:
@@ -277,7 +281,7 @@ class EmbeddedRepository(Handle):
         """Give a writable folder that starts with the branch's content under `prefix`."""
         head = check_prefix(prefix)
         self._writable(branch)
-        with self._engine.locked(branch) as found:
+        with self._engine.locked(branch) as found, self._engine.incoming.arriving():
             return Location(str(self._engine.workspaces.open(found, head)), writable=True)
 
     # -- history ------------------------------------------------------------------------------------------------------
@@ -300,7 +304,7 @@ class EmbeddedRepository(Handle):
         """Drop what is pending on `branch`."""
         engine = self._engine
         self._writable(branch)
-        with engine.locked(branch) as found:
+        with engine.locked(branch) as found, engine.incoming.arriving():
             pending = engine.pending(found)
             if pending.state:
                 engine.workspaces.restore(found, pending.state)

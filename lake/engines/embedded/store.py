@@ -8,19 +8,19 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lake.durable import point
 from lake.engines.embedded.files import (
-    NO_ROOM,
     SMALL,
     clone,
     copy_new,
     flocked,
     hash_file,
     is_sealed,
-    no_room,
     seal,
     sync_files,
     sync_path,
@@ -29,6 +29,7 @@ from lake.engines.embedded.files import (
 from lake.engines.embedded.scratch import Scratch
 from lake.errors import ConflictError, CorruptObject
 
+R = TypeVar("R")
 _FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
@@ -204,29 +205,30 @@ class Store:
         os.replace(path, self.path(item.digest))
 
     # -- out ----------------------------------------------------------------------------------------------------------
+    def _from(self, digest: bytes, what: str, action: Callable[[str], R]) -> R:
+        """Do something with the file of an object; `CorruptObject` if there is none."""
+        try:
+            return action(self.locate(digest))
+        except FileNotFoundError:
+            # A commit may have given it its name in the store since we looked.
+            if not os.path.exists(self.path(digest)):
+                raise self.corrupt(digest, what) from None
+            return action(self.path(digest))
+
     def read(self, digest: bytes, what: str) -> bytes:
         """Read an object and check its bytes, or raise `CorruptObject`."""
-        try:
-            data = _read(self.locate(digest))
-        except FileNotFoundError:
-            raise self.corrupt(digest, what) from None
+        data = self._from(digest, what, _read)
         if hashlib.sha256(data).digest() != digest:
             raise self.corrupt(digest, what)
         return data
 
     def link_out(self, digest: bytes, size: int, target: str, what: str) -> None:
         """Make `target` a hard link to an object; a copy where links cannot be made."""
-        source = self.locate(digest)
         try:
-            os.link(source, target)
-        except FileNotFoundError:
-            if not os.path.exists(source):
-                raise self.corrupt(digest, what) from None
-            raise
+            self._from(digest, what, lambda source: os.link(source, target))
         except OSError as error:
             if error.errno == errno.EMLINK:
-                self._renew(source, digest)
-                os.link(source, target)
+                self._from(digest, what, lambda source: self._link_to_second_copy(source, digest, target))
             elif error.errno in _FALL_BACK:
                 self.copy_out(digest, size, target, what, mode=0o444)
             else:
@@ -247,7 +249,8 @@ class Store:
 
     def _clone_out(self, digest: bytes, size: int, target: str, what: str) -> bool:
         self.check(digest, size, what)
-        with open(self.locate(digest), "rb", buffering=0) as source, open(target, "xb", buffering=0) as copy:
+        reader = self._from(digest, what, lambda path: open(path, "rb", buffering=0))  # noqa: SIM115 - closed below
+        with reader as source, open(target, "xb", buffering=0) as copy:
             if not clone(source.fileno(), copy.fileno()):
                 os.unlink(target)
                 return False
@@ -263,20 +266,19 @@ class Store:
             finally:
                 os.close(fd)
             return
-        try:
-            copied = copy_new(self.locate(digest), Path(target), mode)
-        except FileNotFoundError:
-            raise self.corrupt(digest, what) from None
-        except OSError as error:
-            raise (no_room(target, size) if error.errno in NO_ROOM else error) from error
+        copied = self._from(digest, what, lambda path: copy_new(path, Path(target), mode))
         if copied != digest:
             os.unlink(target)
             raise self.corrupt(digest, what)
         seal(target, os.stat(target), digest)
 
-    def _renew(self, source: str, digest: bytes) -> None:
-        """Put a second copy in place of an object that has as many links as the file system allows (ext4: 65,000)."""
+    def _link_to_second_copy(self, source: str, digest: bytes, target: str) -> None:
+        """Link an object that has as many links as the file system allows (ext4: 65,000), by a copy in its place."""
         with flocked(self._scratch.root / ".renew"):
+            with suppress(OSError):
+                # Somebody else may have been here first.
+                os.link(source, target)
+                return
             path = self._scratch.new()
             if copy_new(source, path) != digest:
                 path.unlink()
@@ -285,6 +287,7 @@ class Store:
             sync_path(path)
             os.replace(path, source)
             sync_path(os.path.dirname(source))
+            os.link(source, target)
 
 
 def _read(path: str) -> bytes:

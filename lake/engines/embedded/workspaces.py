@@ -9,7 +9,7 @@ changes costs one `stat` a file.
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,12 +268,6 @@ class Workspaces:
     def discard(self, token: str) -> None:
         """Remove a branch's folder."""
         self._scratch.discard(self.folder(token))
-
-    def sweep(self, tokens: Mapping[str, object]) -> None:
-        """Remove the folders of branches that are gone."""
-        for name in os.listdir(self.root):
-            if name not in tokens:
-                self.discard(name)
 
     def _tree(self, commit: CommitId) -> Tree:
         with self._db.read() as con:
