@@ -132,9 +132,10 @@ class MemoryRepository(Handle):
         return self._branches[branch]
 
     # -- protection ---------------------------------------------------------------------------------------------
-    def protect(self, pattern: str) -> None:
+    def protect(self, pattern: str, *more: str) -> None:
+        patterns = [check_pattern(each) for each in (pattern, *more)]
         with self._guard:
-            self._patterns.add(check_pattern(pattern))
+            self._patterns.update(patterns)
 
     def protected(self) -> tuple[str, ...]:
         return tuple(sorted(self._patterns))

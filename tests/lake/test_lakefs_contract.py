@@ -8,7 +8,7 @@ import pytest
 
 import lake
 from lake.engines.lakefs import LakeFSRepository
-from lake.errors import ConflictError, NothingToCommit
+from lake.errors import ConflictError, NothingToCommit, ProtectedBranch
 from lake.testing.machine import run_machine
 from lake.testing.memory import MemoryRepository
 from lake.testing.repository import LocationContract, RepositoryContract
@@ -154,3 +154,14 @@ def test_rehearsals_leave_no_branch_behind_and_remove_those_of_the_killed(lakefs
     )
     kept = ["session-rehearsal-9999999999-abc", "session-rehearsal-x-abc"]
     assert sorted(branch.id for branch in everything.results) == ["main", *kept, "side"]
+
+
+def test_several_patterns_are_in_force_after_one_call(lakefs_repo):
+    lakefs_repo.create_branch("cand-1", "main")
+    lakefs_repo.put("main", "a", b"1")  # from here on the server has its (empty) rules in its cache
+    lakefs_repo.reset("main")
+    lakefs_repo.protect("main", "cand-*")
+    assert lakefs_repo.protected() == ("cand-*", "main")
+    for branch in ("main", "cand-1"):
+        with pytest.raises(ProtectedBranch):
+            lakefs_repo.put(branch, "a", b"1")

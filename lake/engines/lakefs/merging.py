@@ -6,7 +6,7 @@ parent of the new commit tells whether the branch moved in between, and a merge 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.landing import land
@@ -136,7 +136,6 @@ def _check_landing(repo: "LakeFSRepository", wire: Wire, request: MergeRequest, 
     actual = repo.commit_info(merged).parents[0]
     if actual == plan.ours:
         return
-    why = f"branch {request.dest!r} moved from {plan.ours} to {actual} during the merge"
     units: tuple[str, ...] = ()
     if request.expect_head is None:
         now = plan_merge(wire, merge_base(wire, plan.theirs, actual), actual, plan.theirs, request.contested)
@@ -147,17 +146,31 @@ def _check_landing(repo: "LakeFSRepository", wire: Wire, request: MergeRequest, 
         else:
             if now.straight or changed_keys(wire, actual, merged) == request.expected(now):
                 return
+    parent = None if request.squash else 1
+    _undo(repo, wire, request.dest, merged, parent, (plan.ours, actual), units)
+
+
+def _undo(
+    repo: "LakeFSRepository",
+    wire: Wire,
+    branch: str,
+    commit: CommitId,
+    parent: int | None,
+    heads: tuple[CommitId, CommitId],
+    units: tuple[str, ...],
+) -> NoReturn:
+    why = f"branch {branch!r} moved from {heads[0]} to {heads[1]} meanwhile"
     try:
-        undone = revert(repo, wire, request.dest, merged, None if request.squash else 1, f"Revert {merged}: {why}", {})
+        undone = revert(repo, wire, branch, commit, parent, f"Revert {commit}: {why}", {})
     except LakeError as error:
         raise ConflictError(
-            f"{why}; merge {merged} should not have landed and could not be undone: {error.message}",
-            fix=f"revert {merged} on {request.dest!r} by hand",
+            f"{why}; {commit} should not have landed and could not be undone: {error.message}",
+            fix=f"revert {commit} on {branch!r} by hand",
             units=units,
         ) from error
     raise ConflictError(
-        f"{why}; merge {merged} was reverted by {undone}",
-        fix="look at what came in; to merge the same work again, revert that revert on a fresh branch",
+        f"{why}; {commit} was reverted by {undone}",
+        fix="look at what came in; to merge a merged branch again, revert that revert on a fresh branch",
         units=units,
     )
 
@@ -217,7 +230,7 @@ def _revert_planned(
             wire, plan, plan.wanted, lambda hidden: _send_revert(wire, hidden, plan.base, number, {})
         )
     try:
-        return land(wire, branch, plan.ours, metadata, send if right else send_instead)
+        made = land(wire, branch, plan.ours, metadata, send if right else send_instead)
     except (ConflictError, BadInput, StorageError) as error:
         if status_of(error) not in (400, 409, 500):
             raise
@@ -225,6 +238,12 @@ def _revert_planned(
         if repo.head(branch) == plan.ours:
             raise
         raise _Moved from error
+    actual = repo.commit_info(made).parents[0]
+    if actual != plan.ours:
+        now = plan_revert(wire, plan.base, actual, plan.theirs)
+        if now.units or now.conflicts or changed_keys(wire, actual, made) != now.wanted:
+            _undo(repo, wire, branch, made, None, (plan.ours, actual), tuple(now.units))
+    return made
 
 
 def _send_revert(wire: Wire, branch: str, commit: CommitId, number: int, overrides: dict[str, Any]) -> None:
