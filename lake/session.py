@@ -57,7 +57,17 @@ from lake.locks import (
 )
 from lake.repository import NO_METADATA, CommitId, Metadata, ObjectStat, Repository
 
-__all__ = ["Lock", "Process", "Session", "break_lock", "locks", "open_session", "read_lock", "sweep"]
+__all__ = [
+    "Lock",
+    "Process",
+    "Session",
+    "break_lock",
+    "locks",
+    "open_new_session",
+    "open_session",
+    "read_lock",
+    "sweep",
+]
 
 _log = logging.getLogger(__name__)
 _POLL_S = (0.02, 0.5)  # first and longest pause between looks at a held lock
@@ -287,6 +297,27 @@ def open_session(
             raise _held(branch, lock or read_lock(repo, branch))
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, longest)
+
+
+def open_new_session(repo: Repository, branch: str, *, owner: str | None = None, wait_s: float = 0.0) -> Session:
+    """Become the one writer of `branch` for a piece of work of one's own; never land what somebody else left half done.
+
+    For commands that begin and end in one go: a killed or suspended run leaves a session that only that run may go on
+    with.
+
+    Raises
+    ------
+    ConflictError
+        As `open_session`, and if the branch holds unfinished work, which stays as it is.
+    """
+    session = open_session(repo, branch, owner=owner, wait_s=wait_s, resume=True)
+    if session.resumed:
+        session.suspend()
+        raise ConflictError(
+            f"branch {branch!r} holds the work of an unfinished run",
+            fix="finish it with the same `emlake run`, or throw it away with `emlake run --fresh`",
+        )
+    return session
 
 
 def _held(branch: str, lock: Lock | None) -> ConflictError:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lake.digests import canonical_json, json_digest
-from lake.errors import BadInput, ConflictError, CorruptObject, NotFound, nearest
+from lake.errors import BadInput, CorruptObject, NotFound, nearest
 from lake.repository import Repository
+from lake.session import open_new_session
 from transforms.stage import Stage, configure
 from transforms.stages import stage_class
 
@@ -93,13 +94,7 @@ def add(
         raise BadInput(f"parameter set name {name!r} is not valid", fix="use a-z, 0-9, '_' and '-'")
     filled = complete(stage_class(stage, stages), values)
     digest = json_digest(filled)
-    with repo.session(branch, owner=f"params add {stage}") as session:
-        if session.resumed:
-            session.suspend()
-            raise ConflictError(
-                f"branch {branch!r} holds the work of an unfinished run",
-                fix="finish it with the same `emlake run`, or throw it away with `--fresh`",
-            )
+    with open_new_session(repo, branch, owner=f"params add {stage}") as session:
         versions = [s for s in list_sets(repo, session.work, stage) if s.name == name]
         if versions and versions[-1].digest == digest:
             return versions[-1]
