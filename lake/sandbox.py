@@ -69,7 +69,10 @@ def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[dict[
     """Give all nodes of the syntax tree, and the names that WITH clauses define."""
     statement = _only_select(connection, sql)
     row = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchone()
-    tree = json.loads(row[0]) if row else {"error": True, "error_message": "nothing to run"}
+    try:
+        tree = json.loads(row[0]) if row else {"error": True, "error_message": "nothing to run"}
+    except RecursionError:
+        raise QueryRefused("this statement is nested too deeply", fix="write it in steps, by WITH") from None
     if tree["error"]:
         raise QueryRefused(f"this statement is refused: {tree['error_message']}", fix=_HINT)
     nodes = list(_nodes(tree))
@@ -118,13 +121,15 @@ def _words(sql: str) -> list[tuple[int, str]]:
 
 
 def _nodes(tree: object) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        for value in tree.values():
-            yield from _nodes(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _nodes(value)
+    # A stack, not recursion: a sum of a thousand terms is a tree a thousand deep.
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield item
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
 
 
 def _with_names(node: Mapping[str, Any]) -> Iterator[str]:

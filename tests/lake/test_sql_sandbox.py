@@ -227,6 +227,13 @@ def test_a_query_that_takes_too_long_is_stopped(snapshot) -> None:
     assert snapshot.sql("SELECT 1").rows() == [(1,)]
 
 
+@pytest.mark.parametrize("terms", [900, 5000])
+def test_a_statement_nested_too_deeply_is_refused_not_a_crash(snapshot, terms) -> None:
+    with pytest.raises(BadInput, match=r"nested too deeply|depth"):
+        snapshot.sql("SELECT " + "+".join(["1"] * terms))
+    assert snapshot.sql("SELECT " + "(" * 50 + "1" + ")" * 50).rows() == [(1,)]
+
+
 def test_every_error_is_one_of_ours(snapshot) -> None:
     for query in ("SELECT error('x')", "SELECT [1][", "SELECT $a", "\x00"):
         with pytest.raises(LakeError):
