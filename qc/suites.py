@@ -7,6 +7,7 @@ decision, so nothing later reads the library's own records.
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -138,8 +139,7 @@ def run_suites(snapshot: Snapshot, metrics: pl.DataFrame, *, site: Path | None =
         Empty folder for Great Expectations' Data Docs, as the library makes them: one validation a suite and table.
         `qc.docs` turns them into pages that need no network.
     """
-    # The library prints advice on stdout, which is for data.
-    with redirect_stdout(io.StringIO()), _context(snapshot, metrics) as (context, batches):
+    with _quiet(), _context(snapshot, metrics) as (context, batches):
         rows = []
         for name, checks in suites().items():
             runnable = [check for check in checks if check.table in batches]
@@ -150,6 +150,14 @@ def run_suites(snapshot: Snapshot, metrics: pl.DataFrame, *, site: Path | None =
         if site is not None:
             _build_site(context, site)
     return pl.DataFrame(rows, schema=_RESULT_SCHEMA).sort("suite", "expectation")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's advice off stdout, which is for data, and its deprecations to itself."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _build_site(context: Any, folder: Path) -> None:
