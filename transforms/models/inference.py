@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lake.digests import canonical_json
 from lake.errors import BadInput, NotFound, nearest
-from transforms.models.nets import Architecture, UNet, Zyx, multiply_adds
+from transforms.models.nets import Architecture, UNet, Zyx, multiply_adds, shuffled
 
 U8 = NDArray[np.uint8]
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -84,9 +84,11 @@ class Model:
         padding = [(0, -n % s) for n, s in zip(em.shape, self.stride, strict=True)]
         z, y, x = em.shape
         with _one_thread(), torch.inference_mode():
-            logits = self.net(normalised(np.pad(em, padding, mode="edge")[None]))[0, :, :z, :y, :x]
-            # Rounding before the cast: truncation would turn a last bit into a whole grey level more often.
-            share = torch.sigmoid(logits).mul_(255).round_().to(torch.uint8)
+            logits = self.net.unshuffled(normalised(np.pad(em, padding, mode="edge")[None]))
+            # Rounding before the cast: truncation would turn a last bit into a whole grey level more often. Spreading
+            # bytes out costs a quarter of spreading floats out.
+            levels = torch.sigmoid_(logits).mul_(255).round_().to(torch.uint8)
+            share = shuffled(levels, self.net.architecture.unshuffle)[0, :, :z, :y, :x]
         return np.ascontiguousarray(share.numpy())
 
     def predict_affinity(self, em: U8) -> U8:

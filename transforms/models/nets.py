@@ -104,13 +104,56 @@ class _Convolution(nn.Module):
 
     def __init__(self, into: int, out: int, *, flat: bool, training: bool) -> None:
         super().__init__()
-        kernel, padding = ((1, 3, 3), (0, 1, 1)) if flat else ((3, 3, 3), (1, 1, 1))
-        self.conv = nn.Conv3d(into, out, kernel, padding=padding, bias=not training)
+        self.conv = (_Flat if flat else _Full)(into, out, bias=not training)
         self.norm = nn.BatchNorm3d(out, momentum=0.05) if training else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         return torch.relu_(x if self.norm is None else self.norm(x))
+
+
+class _Full(nn.Conv3d):
+    """Convolution 3 x 3 x 3."""
+
+    def __init__(self, into: int, out: int, *, bias: bool) -> None:
+        super().__init__(into, out, 3, padding=1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, into, z, y, x) to (batch, out, z, y, x)."""
+        return super().forward(input) if self.training else _convolve(input, self.weight, self.bias)
+
+
+class _Flat(nn.Conv3d):
+    """Convolution 1 x 3 x 3, outside training as one in 2D, for which there is a faster kernel."""
+
+    def __init__(self, into: int, out: int, *, bias: bool) -> None:
+        super().__init__(into, out, (1, 3, 3), padding=(0, 1, 1), bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, into, z, y, x) to (batch, out, z, y, x)."""
+        if self.training:
+            return super().forward(input)
+        batch, channels, z, y, x = input.shape
+        planes = input.permute(0, 2, 1, 3, 4).reshape(batch * z, channels, y, x)
+        planes = planes.contiguous(memory_format=torch.channels_last)
+        planes = _convolve(planes, self.weight[:, :, 0], self.bias)
+        return planes.reshape(batch, z, -1, y, x).permute(0, 2, 1, 3, 4)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve with the one library, whatever the size.
+
+    Left to itself torch takes another kernel for small inputs: slower, and with other last bits, so that a block's
+    result would depend on its size.
+    """
+    axes = x.dim() - 2
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return torch.mkldnn_convolution(x, weight, bias, [1] * axes, [1] * axes, [1] * axes, 1)
+    return (
+        nn.functional.conv3d(x, weight, bias, padding=1)
+        if axes == 3
+        else nn.functional.conv2d(x, weight, bias, padding=1)
+    )
 
 
 class _Pointwise(nn.Conv3d):
@@ -159,6 +202,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, outputs, z, y, x) of grey values (batch, 1, z, y, x), whose shape is a multiple of stride."""
+        return shuffled(self.unshuffled(x), self.architecture.unshuffle)
+
+    def unshuffled(self, x: Tensor) -> Tensor:
+        """The same before the channels are spread out again: (batch, outputs * unshuffle^2, z, y / unshuffle, ...)."""
         a = self.architecture
         x = _unshuffle(x, a.unshuffle).contiguous(memory_format=torch.channels_last_3d)
         kept = []
@@ -171,7 +218,7 @@ class UNet(nn.Module):
             # Narrowing before enlarging gives the same and costs an eighth.
             x = nn.functional.interpolate(self.narrow[level](x), scale_factor=(a.pool_z[level], 2, 2), mode="nearest")
             x = self.up[level](x.add_(kept.pop()))
-        return _shuffle(self.head(x), a.unshuffle)
+        return cast(Tensor, self.head(x))
 
 
 def _unshuffle(x: Tensor, by: int) -> Tensor:
@@ -180,7 +227,8 @@ def _unshuffle(x: Tensor, by: int) -> Tensor:
     return x.reshape(batch, channels * by * by, z, y // by, x_ // by)
 
 
-def _shuffle(x: Tensor, by: int) -> Tensor:
+def shuffled(x: Tensor, by: int) -> Tensor:
+    """Spread groups of `by`^2 channels out over y and x."""
     batch, channels, z, y, x_ = x.shape
     x = x.reshape(batch, channels // by**2, by, by, z, y, x_).permute(0, 1, 4, 5, 2, 6, 3)
     return x.reshape(batch, channels // by**2, z, y * by, x_ * by)

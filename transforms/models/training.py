@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -188,6 +188,9 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = UNet(replace(config.architecture, outputs=outputs), training=True)
+        if config.kind == "synapse":
+            # Sites are rare: begun at even odds, the network spends its features on saying "not here".
+            torch.nn.init.constant_(cast(Tensor, self.net.head.bias), -3.0)
         self.net.to(memory_format=torch.channels_last_3d).train()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate, weight_decay=1e-3)
         state = folder / _STATE

@@ -248,12 +248,12 @@ class _Densities:
         labels = self.labels[z][window]
         pre, post = labels == synapses.pre_id[index], labels == synapses.post_id[index]
         wall = wall_distance[window]
-        dark = np.where(post, np.exp(-((wall / 5.5) ** 2)), 0) + np.where(pre, 0.8 * np.exp(-((wall / 3.5) ** 2)), 0)
+        dark = np.where(post, np.exp(-((wall / 5.5) ** 2)), 0) + np.where(pre, 0.4 * np.exp(-((wall / 2.5) ** 2)), 0)
         dark = np.where(labels == 0, np.exp(-((wall / 4.0) ** 2)), dark) * disc
         # The T-bar: a pedestal about 70 nm wide that stands on the membrane and reaches to its point.
         _, py, px = synapses.pre[index].tolist()
         bar = np.exp(-((((y - (0.15 * cy + 0.85 * py)) ** 2 + (x - (0.15 * cx + 0.85 * px)) ** 2) / 4.2**2) ** 1.5))
-        dark = np.maximum(dark, np.where(pre | (labels == 0), bar * max(0.0, 1 - (depth * 1.5) ** 2), 0))
+        dark = np.maximum(dark, np.where(pre | (labels == 0), bar * max(0.0, 1 - (depth * 1.25) ** 2), 0))
         np.maximum(image[window], dark, out=image[window])
 
 
@@ -263,10 +263,10 @@ def _vesicles(
     """Centres zyx of vesicles: a cloud behind each presynaptic point and a few in neurites that are `loaded`."""
     labels = anatomy.labels
     shape = np.array(labels.shape)
-    number = rng.integers(14, 34, len(synapses))
+    number = rng.integers(30, 50, len(synapses))
     owner = np.repeat(np.arange(len(synapses)), number)
     inward = (synapses.pre - synapses.centre)[owner] * 2.0
-    cloud = np.rint(synapses.centre[owner] + inward + rng.normal(size=(len(owner), 3)) * [3, 8, 8]).astype(np.int64)
+    cloud = np.rint(synapses.centre[owner] + inward + rng.normal(size=(len(owner), 3)) * [2.5, 7, 7]).astype(np.int64)
     stray = rng.integers(0, shape, size=(labels.size // 3000, 3))
     wanted = np.concatenate([synapses.pre_id[owner], labels[tuple(stray.T)].astype(np.int64)])
     points = np.concatenate([cloud, stray])
