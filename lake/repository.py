@@ -113,7 +113,7 @@ class Repository(Protocol):
         """Refuse direct writes, deletes, commits and resets on branches that match the glob `pattern` (or one more).
 
         Merges and reverts stay possible. Returns when the rules are in force: a server needs up to 6 s for it, once for
-        all that come in one call.
+        all that come in one call. `InvalidName` for anything but letters of a branch name, `*` and `?`.
         """
         ...
 
@@ -133,8 +133,8 @@ class Repository(Protocol):
     ) -> ObjectStat:
         """Stage bytes, or the content of a file, under `key`; when it returns they survive a crash.
 
-        Raises `ProtectedBranch`, `RefNotFound` (no such branch) or `InvalidName` (key). A `Path` is copied, never
-        moved or changed.
+        Raises `ProtectedBranch`, `RefNotFound` (no such branch), `InvalidName` (key) or `NotFound` (file). A `Path`
+        is copied, never moved or changed.
         """
         ...
 
@@ -230,7 +230,8 @@ class Repository(Protocol):
         Raises
         ------
         NothingToCommit
-            `source` has nothing that `dest` lacks, and not `allow_empty`.
+            `source` holds what it held at the merge base, and not `allow_empty`. (A source that made the same
+            changes as `dest` is merged: the commit has the tree of `dest` and says that the lines met.)
         DirtyBranch
             `dest` has staged changes. (Staged changes of `source` are ignored.)
         """
