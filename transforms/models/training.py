@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -259,7 +259,7 @@ class _Run:
         net = folded(self.net, config.architecture.outputs)
         weights = {k: v.to(torch.float16).contiguous() for k, v in net.state_dict().items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, self.folder / WEIGHTS)
+        _replace(self.folder / WEIGHTS, save(weights))
         block = (32, 128, 128)
         card = describe(config.kind, config.architecture) | {
             "name": config.name,
