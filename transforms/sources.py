@@ -17,7 +17,7 @@ from pathlib import Path
 from lake.errors import BadInput
 
 _OURS = ("transforms.", "lake.")
-_FRAMEWORK = ("transforms.stage", "lake.errors", "lake.box", "lake.volume_spec")
+_FRAMEWORK = ("transforms.stage", "transforms.ports", "lake.errors", "lake.box", "lake.volume_spec")
 
 Definition = tuple[str, str]  # module, name
 

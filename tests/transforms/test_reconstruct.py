@@ -22,7 +22,7 @@ from transforms.tree import GRID
 SHAPE = (8, 150, 160)
 PARAMS = {
     "match": {"windows": {"window": 48, "stride": 32, "search": 16.0}},
-    "em": {"shape_yx": SHAPE[1:], "cells": [1, 1, 1]},
+    "em": {"cells": [1, 1, 1]},
     "affinity": {"cells": [1, 1, 1]},
     "synapse_sites": {"cells": [1, 1, 1]},
     "synapses": {"cells": [1, 1, 1]},

@@ -190,7 +190,10 @@ class DrawVolume(Stage):
 
     acquisition: str = Field("", description="acquisition to draw; empty = the only one in the archive")
     origin_yx: tuple[int, int] = Field((0, 0), description="where voxel (0, 0) lies in the stage frame, px")
-    shape_yx: tuple[int, int] | None = Field(None, description="extent in pixels; none = as far as tiles reach")
+    shape_yx: tuple[int, int] | None = Field(
+        None,
+        description="extent in pixels; none = as far as tiles reach, less the rim that they have before the origin",
+    )
     cells: Zyx = Field((1, 2, 2), description="grid cells of one block")
     stitch: StitchParams = Field(default_factory=StitchParams, description="padding and feather of tiles")
     normalise: NormaliseParams = Field(default_factory=NormaliseParams, description="which grey levels go where")
@@ -210,9 +213,9 @@ class DrawVolume(Stage):
 
     def volumes(self, scene: Scene) -> dict[str, VolumeSpec]:
         canvas = Canvas(scene.tiles_of(self.acquisition), 0)
-        height, width = self.shape_yx or tuple(
-            int(last) - first for last, first in zip(canvas.last, self.origin_yx, strict=True)
-        )
+        # Whoever images a rim around a place does so on all its sides.
+        rim = np.maximum(self.origin_yx - canvas.first, 0)
+        height, width = self.shape_yx or (int(n) for n in canvas.last - rim - self.origin_yx)
         if min(height, width) < 1 or (canvas.last < self.origin_yx).any():
             raise BadInput(
                 f"the tiles lie at y {canvas.first[0]:.0f}..{canvas.last[0]:.0f}, x {canvas.first[1]:.0f}.."

@@ -80,7 +80,8 @@ class Canvas:
         self.pixel_nm = float(sizes[0])
         low = stage_px(tiles)
         high = low + tiles.select("shape_y", "shape_x").to_numpy()
-        self.first, self.last = np.ceil(low.min(axis=0)), np.floor(high.max(axis=0))
+        # Positions in nm divided by the pixel size come out a hair beside whole pixels.
+        self.first, self.last = np.ceil(low.min(axis=0) - 1e-3), np.floor(high.max(axis=0) + 1e-3)
         self.origin = np.floor(low.min(axis=0) - margin)
         self.shape = tuple(int(n) for n in np.ceil(high.max(axis=0) + margin) - self.origin)
         self.margin = int(np.ceil(margin))
