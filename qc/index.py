@@ -148,7 +148,10 @@ def _value(value: float | None, most: float = 0.0) -> str:
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    rows = list(rows)
+    numbers = {at for row in rows for at, cell in enumerate(row) if cell.startswith('<td class="number')}
+    marks = [' class="number"' if at in numbers else "" for at in range(len(titles))]
+    head = "".join(f"<th{mark}>{escape(title)}</th>" for mark, title in zip(marks, titles, strict=True))
     body = "".join(
         "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) + "</tr>"
         for row in rows

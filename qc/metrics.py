@@ -42,7 +42,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "block_continuity": ("1", "label agreement across block faces over that across planes one voxel inside"),
     "orphan_share": ("1", "share of voxels in segments of at least 1000 voxels without boundary contact and synapse"),
     "largest_segment_share": ("1", "voxels of the largest segment over all voxels of segments"),
-    "merge_suspects": ("segments", "segments that touch 5 or 6 faces of the volume or hold over a tenth of it"),
+    "merge_suspects": ("segments", "segments on 5 or 6 faces of the volume or over a tenth of all segment voxels"),
     "synapse_f1": ("1", "F1 of synapses matched one to one within 300 nm between the same pair of true cells"),
     "synapse_precision": ("1", "share of detected synapses that are matched, as for synapse_f1"),
     "synapse_recall": ("1", "share of true synapses that are matched, as for synapse_f1"),
