@@ -11,6 +11,7 @@ from lake.snapshot import Snapshot
 _REGION_METRICS = (
     "vi_split", "vi_merge", "adapted_rand_error", "synapse_f1", "synapse_binding", "orphan_share", "block_continuity",
 )  # fmt: skip
+_LOWER_IS_BETTER = {"vi_split", "vi_merge", "adapted_rand_error", "orphan_share"}
 _MOST_REGIONS = 200
 _SIGN = {True: ("ok", "✓", "passed"), False: ("bad", "✗", "failed"), None: ("warn", "?", "not checked")}
 
@@ -125,8 +126,12 @@ def _regions(metrics: pl.DataFrame) -> str:
         return ""
     first = shown[0]
     names = sorted(by_region, key=lambda name: (-(by_region[name].get(first) or 0.0), name))
-    most = {m: max((abs(v.get(m) or 0.0) for v in by_region.values()), default=0.0) for m in shown}
-    rows = [(escape(name), *(_value(by_region[name].get(m), most[m]) for m in shown)) for name in names[:_MOST_REGIONS]]
+    most = {m: max(v.get(m) or 0.0 for v in by_region.values()) for m in shown if m in _LOWER_IS_BETTER}
+    rows = [
+        # A region without a row was not meant to have one: no face to compare, no synapse.
+        (escape(name), *(_value(of[m], most.get(m, 0.0)) if m in (of := by_region[name]) else "" for m in shown))
+        for name in names[:_MOST_REGIONS]
+    ]
     left = f", {_MOST_REGIONS} of {len(names)}" if len(names) > _MOST_REGIONS else ""
     return f"<h2>Regions, by {first}{left}</h2>" + _table(("region z_y_x", *shown), rows)
 
@@ -142,6 +147,7 @@ def _number(text: str, shade: float = 0.0) -> str:
 
 
 def _value(value: float | None, most: float = 0.0) -> str:
+    """Give a cell, shaded by its share of the largest value."""
     if value is None:
         return '<td class="number soft">unknown</td>'
     return _number(f"{value:.4g}", 0.4 * abs(value) / most if most else 0.0)
