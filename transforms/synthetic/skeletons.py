@@ -9,6 +9,7 @@ thick neurites placed first are wrapped by thinner ones, as in real neuropil.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class _Garden:
         self.neurites = 0
         self.walks = 0
 
-    def value(self, points: F32) -> F32:
+    def value(self, points: NDArray[np.floating[Any]]) -> F32:
         """Field at `points` (n, 3); points outside the grid read as at the nearest voxel inside."""
         at = np.clip(points.astype(np.int64), 0, self.shape - 1)
         found: F32 = self.field[at[:, 0], at[:, 1], at[:, 2]]
@@ -100,7 +101,8 @@ class _Garden:
             calibre, steps = radius, 0
             while steps < 400:
                 self.stamp(neurite, place, calibre)
-                self.balls.append((neurite, self.walks, *map(float, place), calibre))
+                z, y, x = (float(edge) for edge in place)
+                self.balls.append((neurite, self.walks, z, y, x, calibre))
                 if (place < -radius).any() or (place > self.shape + radius).any():
                     break
                 heading, room = self._steer(place, heading, calibre)
