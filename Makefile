@@ -8,7 +8,7 @@ export EMLAKE_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint types soak bench clean
+.PHONY: demo test test-all test-slow lint types soak bench clean
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "emlake needs Python 3.11 or newer")'
@@ -26,7 +26,9 @@ demo: $(VENV)/.installed            ## the whole path on a generated sample, no 
 test: $(VENV)/.installed-dev        ## the fast suite
 	$(PYTEST) -n 2 -m 'not slow and not lakefs and not soak and not bench and not gpu'
 
-test-all: test                      ## adds the slow suites and those on a real lakeFS server
+test-all: test test-slow            ## everything but soak and bench
+
+test-slow: $(VENV)/.installed-dev   ## the slow suites and those on a real lakeFS server
 	$(PYTEST) -n 2 --dist loadgroup -m '(slow or lakefs) and not soak and not bench and not gpu'
 
 lint: $(VENV)/.installed-dev
