@@ -151,6 +151,7 @@ def numerics(stage: Stage) -> dict[str, Any]:
         "libraries": {name: _version(name) for name in libraries},
         "device": "cpu",
         "threads": 1,
+        **stage.numerics(),
     }
 
 

@@ -108,6 +108,10 @@ class Stage(BaseModel):
         """Take from its model's card what the stage must declare, a halo for instance; the default takes nothing."""
         return self
 
+    def numerics(self) -> dict[str, str]:
+        """Tell what else the last bits of a result depend on, beside the versions of `libraries`."""
+        return {}
+
     def volumes(self, scene: Scene) -> dict[str, VolumeSpec]:
         """Specify the volumes it writes, by name; the default is for stages that write none.
 

@@ -112,14 +112,19 @@ class Model:
 
     def numerics(self) -> dict[str, str]:
         """What the last bits of a result may depend on besides weights and input."""
-        return {
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "device": "cpu",
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "dtype": "float32",
-            "threads": "1",
-        }
+        return numerics()
+
+
+def numerics() -> dict[str, str]:
+    """Tell what the last bits of any model's result may depend on besides weights and input."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": "cpu",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "dtype": "float32",
+        "threads": "1",
+    }
 
 
 def normalised(em: U8) -> Tensor:

@@ -54,6 +54,11 @@ class _Predict(Stage):
             )
         return self.model_copy(update={"halo": self.halo or own})
 
+    def numerics(self) -> dict[str, str]:
+        from transforms.models.inference import numerics
+
+        return numerics()
+
     def reads(self) -> tuple[ReadPort, ...]:
         return VolumeIn.around(self.image, self.halo or (0, 0, 0)), ModelIn()
 
