@@ -5,7 +5,7 @@ import os
 import pytest
 
 import lake
-from lake.engines.embedded import incoming
+from lake.engines.embedded import files
 from lake.errors import CorruptObject
 from lake.testing.crash import check_whole, content
 
@@ -21,7 +21,7 @@ def after_reboot(repo, monkeypatch, tmp_path):
     """Open the repository as if the machine had been started again."""
     repo.close()
     (tmp_path / "boot_id").write_text("another-boot\n")
-    monkeypatch.setattr(incoming, "_BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(files, "BOOT_ID", tmp_path / "boot_id")
     return lake.open(repo.location)
 
 
@@ -77,3 +77,16 @@ def test_a_damaged_staged_object_is_not_committed(repo):
     kept.write_bytes(b"y" * 1000)
     with pytest.raises(CorruptObject, match="k"):
         repo.commit("main", "no")
+
+
+def test_a_view_from_before_a_reboot_is_made_again(repo, monkeypatch, tmp_path):
+    repo.put("main", "t/a", b"1")
+    repo.put("main", "t/b", b"2")
+    repo.commit("main", "first")
+    view = repo.location_of("main", "t/").path
+    (view / "a").unlink()  # as a power cut may have left it
+    again = after_reboot(repo, monkeypatch, tmp_path)
+    made = again.location_of("main", "t/").path
+    assert sorted(os.listdir(made)) == ["a", "b"]
+    assert not view.exists()
+    again.close()

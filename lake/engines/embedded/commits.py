@@ -83,7 +83,7 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State) -> Values:
                 fix="write a key one way: reset the branch, or put back what the workspace held",
                 keys=both,
             )
-        engine.objects.sync_found(found)
+        engine.objects.sync_found(found, engine.workspaces.names_of(pending.branch, survey))
         point("commit.objects-synced")
         engine.objects.adopt(found)
         point("commit.objects-linked")

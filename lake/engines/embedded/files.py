@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 WORKERS = min(8, os.cpu_count() or 1)
 SYNC_EACH = 16  # up to this many files are synced one by one, more by one sync of the file system
+_FALLBACK_BOOT = secrets.token_hex(8)
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SECOND = 1_000_000_000
 
 P = ParamSpec("P")
@@ -188,6 +191,24 @@ def sync_path(path: str | Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def boot_id() -> str:
+    """Name the time since the machine started: what was not synced in an earlier one may be torn."""
+    # A system that does not name its boots has every process believe its own files only.
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else _FALLBACK_BOOT
+
+
+def with_folders(paths: Iterable[str], root: str) -> set[str]:
+    """Give paths with all folders between `root` and them: what must be synced for their names to last."""
+    found = {root}
+    for path in paths:
+        found.add(path)
+        folder = os.path.dirname(path)
+        while folder not in found:
+            found.add(folder)
+            folder = os.path.dirname(folder)
+    return found
 
 
 def sync_files(paths: Iterable[str | Path], root: Path) -> None:

@@ -7,19 +7,17 @@ been hashed again.
 """
 
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lake.durable import point
-from lake.engines.embedded.files import copy_new, flocked, hash_file, is_sealed, seal, sync_files, write_new
+from lake.engines.embedded.files import boot_id, copy_new, flocked, hash_file, is_sealed, seal, sync_files, write_new
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
 from lake.errors import CorruptObject, NotFound
 
 _LOCK = ".lock"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Incoming:
@@ -29,9 +27,7 @@ class Incoming:
         self.root = root
         self._store = store
         self._scratch = scratch
-        # A system that does not name its boots has every process believe its own files only.
-        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else secrets.token_hex(8)
-        self._folder = root / boot
+        self._folder = root / boot_id()
         self._text = str(self._folder)
 
     def put_bytes(self, digest: bytes, data: bytes) -> None:

@@ -7,7 +7,7 @@ A name in the store implies that its bytes were on the disk before the name was:
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,19 +154,17 @@ class Store:
             )
         return Found(path, digest, after.st_size, after, copy)
 
-    def sync_found(self, found: Sequence[Found]) -> None:
-        """Seal what is about to be linked and put its bytes on the disk."""
-        paths: list[str | Path] = []
+    def sync_found(self, found: Sequence[Found], names: Iterable[str]) -> None:
+        """Seal what is about to be linked; put its bytes, and the `names` in the workspace, on the disk."""
+        paths: list[str] = [*names]
         for item in found:
             if item.copy is not None:
                 paths.append(item.copy)
             elif item.size >= SMALL and item.stat.st_nlink == 1:
-                try:
+                # Another user's file cannot be sealed; `adopt` then copies it.
+                with suppress(PermissionError):
                     seal(item.path, item.stat, item.digest)
                     os.chmod(item.path, 0o444)
-                except PermissionError:
-                    continue  # another user's file: `adopt` copies it
-                paths.append(item.path)
         sync_files(paths, self.root)
 
     def adopt(self, found: Sequence[Found]) -> None:

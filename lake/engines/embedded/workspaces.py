@@ -9,13 +9,13 @@ changes costs one `stat` a file.
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lake.durable import point
 from lake.engines.embedded.database import Database
-from lake.engines.embedded.files import hash_file, in_threads, is_sealed
+from lake.engines.embedded.files import hash_file, in_threads, is_sealed, sync_files, with_folders
 from lake.engines.embedded.folders import check_representable, encode_key, fill, is_leftover, place, walk
 from lake.engines.embedded.history import Branch, History, read_staging
 from lake.engines.embedded.ranges import digest_of, number_of, pack
@@ -116,9 +116,10 @@ class Workspaces:
             content = list(overlay(self._trees.items(tree, prefix), shown))
             check_representable(key for key, _ in content)
             self._clear(folder, prefix, inner)
-            fresh = (item for item in content if not (inner and item[0].startswith(inner)))
+            fresh = [item for item in content if not (inner and item[0].startswith(inner))]
             fill(self._store, folder, fresh, writable=True)
             point("workspace.filled")
+            self._sync(folder, (key for key, _ in fresh))
             prefixes = (*(held for held in state.prefixes if held not in inner), prefix)
             state = State(branch.head, prefixes, {**state.shown, **dict(shown)})
             with self._db.write() as con:
@@ -173,9 +174,10 @@ class Workspaces:
                 fix="save those files elsewhere, reset the branch, then write them again",
                 keys=clashes,
             )
-        for prefix in state.prefixes:
-            items = overlay(self._trees.items(head, prefix), sorted(target.items()))
-            check_representable(key for key, _ in items if key.startswith(prefix))
+        if any(after is not None for _, _, after in moves):
+            for prefix in state.prefixes:
+                shown = sorted((key, value) for key, value in target.items() if key.startswith(prefix))
+                check_representable(key for key, _ in overlay(self._trees.items(head, prefix), shown))
         for path, name, after in sorted(moves, key=lambda move: move[2] is not None):
             # Removals first: a folder may take the place of a file.
             _remove(path, self.folder(branch.token))
@@ -184,6 +186,16 @@ class Workspaces:
                 place(self._store, path, name, after, writable=True)
         for prefix in state.prefixes:
             (self.folder(branch.token) / prefix.decode()).mkdir(parents=True, exist_ok=True)
+        self._sync(self.folder(branch.token), (name.encode() for _, name, _ in moves))
+
+    def _sync(self, folder: Path, keys: Iterable[bytes]) -> None:
+        """Put files, their names, and the absence of removed ones on the disk, before the database tells of them.
+
+        Else a power cut would leave a folder that differs from what it is said to hold, and the next commit would take
+        the difference for somebody's work.
+        """
+        paths = with_folders((f"{folder}/{key.decode()}" for key in keys), str(self.root))
+        sync_files([path for path in paths if os.path.exists(path)], self.root)
 
     # -- looking for changes ------------------------------------------------------------------------------------------
     def survey(self, branch: Branch, state: State) -> Survey:
@@ -209,6 +221,16 @@ class Workspaces:
         for suspect in suspects:
             self._check_undamaged(suspect)
         return Survey(suspects, removed)
+
+    def names_of(self, branch: Branch, survey: Survey) -> set[str]:
+        """Give the written files, and the folders that know of them and of the removed ones."""
+        root = f"{self.folder(branch.token)}/"
+        paths = [suspect.path for suspect in survey.suspects]
+        for folder in {os.path.dirname(root + key.decode()) for key in survey.removed}:
+            while not os.path.isdir(folder):
+                folder = os.path.dirname(folder)
+            paths.append(folder)
+        return with_folders(paths, str(self.root))
 
     def _check_undamaged(self, suspect: Suspect) -> None:
         """Raise `CorruptObject` if the file *is* a stored object and was written in place."""
@@ -262,6 +284,7 @@ class Workspaces:
             if value is not None:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 place(self._store, path, key.decode(), value, writable=True)
+        self._sync(folder, (key for key, _ in dirty))
         point("reset.restored")
         self._refresh(branch, state, {})
 
