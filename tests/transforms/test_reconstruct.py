@@ -187,18 +187,35 @@ def test_a_block_of_the_volume_was_made_from_the_tiles_that_reach_it(imaged):
     assert {name for kind, name in kinds if kind == "table"} == {"tile_placements", "sections", "montages"}
 
 
-def test_a_tile_acquired_again_changes_its_section_and_the_blocks_that_it_reaches(imaged, sample, tmp_path):
-    repo, report = imaged
-    assert run(repo, pipeline(sample, "em"), "work").state == "unchanged"
-    again = prepared(tmp_path / "repo", sample)
-    with again.session("archive") as session:
-        # The last tile of section 3 is taken back.
+def take_back(repo, victim):
+    """Quarantine tiles after all."""
+    with repo.session("archive") as session:
         where = session.workspace("tables/tiles/")
-        rows = tables.read(where).collect()
-        victim = (pl.col("section") == 3) & (pl.col("tile") == "8")
         status = pl.when(victim).then(pl.lit("quarantined")).otherwise(pl.col("status"))
-        tables.overwrite(where, "tiles", rows.with_columns(status.alias("status")))
-        session.commit("a tile is taken back")
+        tables.overwrite(where, "tiles", tables.read(where).collect().with_columns(status.alias("status")))
+        session.commit("tiles are taken back")
+
+
+def test_a_section_without_any_good_tile_is_held_and_bridged(sample, tmp_path):
+    repo = prepared(tmp_path / "repo", sample)
+    take_back(repo, pl.col("section") == 3)
+    run(repo, pipeline(sample, "em"), "work")
+    with repo.snapshot("work") as snapshot:
+        rows = snapshot.table("sections").collect().sort("z")
+        image = snapshot.volume("em").read(snapshot.volume("em").box)
+    assert rows.filter(pl.col("status") == "held").select("z", "reason", "coverage").rows() == [
+        (3, "no accepted tile", 0.0)
+    ]
+    assert not image[3].any()
+    # Its neighbours were matched over it, two sections apart.
+    truth = tissue()
+    assert min(np.corrcoef(image[z].ravel(), truth[z].ravel())[0, 1] for z in (2, 4)) > 0.9
+
+
+def test_a_tile_taken_back_changes_its_section_and_what_was_matched_with_it(imaged, sample, tmp_path):
+    repo, report = imaged
+    again = prepared(tmp_path / "repo", sample)
+    take_back(again, (pl.col("section") == 3) & (pl.col("tile") == "8"))
     other = run(again, pipeline(sample, "em"), "work")
     records = {}
     for name, (found, commit) in {"old": (repo, report), "new": (again, other)}.items():
