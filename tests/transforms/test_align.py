@@ -238,7 +238,8 @@ def test_neurites_of_a_deep_stack_are_not_straightened(tmp_path):
     alike = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(rebuilt, sample.image, strict=True)]
     assert np.median(alike) > 0.93
     # One grey scale, and the odd region still as odd: its texture against that of the rest, before and after.
-    assert np.ptp([plane.mean() for plane in rebuilt]) < 6
+    own = np.ptp([plane.mean() for plane in sample.image])
+    assert np.ptp([plane.mean() for plane in rebuilt]) < 0.4 * own
     odd, rest = np.zeros(sample.image.shape, bool), np.ones(sample.image.shape, bool)
     odd[sample.odd_box.slices], rest[sample.odd_box.slices] = True, False
     contrast = [volume[odd].std() / volume[rest].std() for volume in (sample.image, rebuilt)]
