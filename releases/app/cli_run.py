@@ -213,6 +213,8 @@ def _models(pairs: list[str]) -> dict[str, str]:
 def train(
     config: Annotated[Path, typer.Argument(help="Training configuration, TOML.")],
     folder: Annotated[Path, typer.Argument(help="Where model and card go; an unfinished training there goes on.")],
+    device: Annotated[str, typer.Option("--device", help="Where to learn: cpu, cuda, cuda:1.")] = "cpu",
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that draw samples ahead.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a model on synthetic EM with known truth."""
@@ -222,7 +224,13 @@ def train(
     settings = TrainConfig.read(config)
     screen = Screen(quiet=as_json)
     with screen.step(f"train {settings.name}") as bar:
-        made = fit(settings, folder, progress=lambda step, steps, loss: bar.blocks("steps", step, steps))
+        made = fit(
+            settings,
+            folder,
+            progress=lambda step, steps, loss: bar.blocks("steps", step, steps),
+            device=device,
+            workers=workers,
+        )
     if as_json:
         print_json({"model": settings.name, "folder": made})
     else:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lake.errors import BadInput
+from transforms.models.ahead import CHUNK, batches
 from transforms.models.inference import load_model, read_folder
 from transforms.models.nets import Architecture
 from transforms.models.samples import ArraySource
@@ -85,3 +86,30 @@ def test_every_kept_configuration_reads_and_trains_on_seeds_from_1000_on():
     configs = [TrainConfig.read(path) for path in sorted(config_folder().glob("*.toml"))]
     assert {c.name for c in configs} >= {"affinity-large", "affinity-small", "synapse"}
     assert all(c.seed >= 1000 for c in configs)
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, stripes):
+    with pytest.raises(BadInput, match="cuda:77"):
+        train(CONFIG, tmp_path / "model", source=stripes, device="cuda:77")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_batches_made_ahead_by_processes_are_those_made_in_turn(stripes):
+    alone, ahead = (list(batches(stripes, 3, 3 + CHUNK + 2, workers)) for workers in (0, 2))
+    assert len(alone) == len(ahead) == CHUNK + 2
+    for one, two in zip(alone, ahead, strict=True):
+        for name in ("em", "wanted", "known"):
+            assert np.array_equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.gpu
+def test_an_accelerator_learns_what_a_core_learns(tmp_path, stripes):
+    losses = {"cpu": [], "cuda": []}
+    config = replace(CONFIG, steps=60, learning_rate=2e-2)
+    for device, seen in losses.items():
+        folder = train(
+            config, tmp_path / device, source=stripes, device=device, progress=lambda *p, seen=seen: seen.append(p[2])
+        )
+        assert load_model(folder).predict(stripes.em).shape == (3, *stripes.em.shape)
+    assert losses["cuda"][-1] == pytest.approx(losses["cpu"][-1], rel=0.05)

@@ -7,8 +7,9 @@
                      state/ (every `checkpoint` steps: a killed training goes on where it was)
 
 Decisions: the state is safetensors and JSON, never pickles. Batches depend on the step alone, so continuing gives the
-weights that an undisturbed training gives. Weights are kept in half precision (a quarter of a per cent of the weights'
-size is lost, a thousandth of a bit of VI) and computed with in single precision.
+weights that an undisturbed training gives. (An accelerator adds in another order each time: there, equal
+configurations give equally good models, not equal bits.) Weights are kept in half precision (a quarter of a per cent of
+the weights' size is lost, a thousandth of a bit of VI) and computed with in single precision.
 """
 
 import json
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lake.errors import BadInput
+from transforms.models.ahead import batches
 from transforms.models.inference import CARD, WEIGHTS, describe, normalised
 from transforms.models.nets import Architecture, UNet, folded, multiply_adds
 from transforms.models.samples import Batch, Crops, Kind, Source, SyntheticSource
@@ -143,6 +145,8 @@ def train(
     progress: Progress | None = None,
     data: Mapping[str, Any] | None = None,
     checkpoint: int = 50,
+    device: str = "cpu",
+    workers: int = 0,
 ) -> Path:
     """Train a model into `folder`; go on with a training of the same configuration that was cut short there.
 
@@ -155,19 +159,23 @@ def train(
         What the card says about the data, when `source` is given.
     checkpoint : int
         Steps between two saved states.
+    device : str
+        Where the network learns, as torch names it: "cpu", "cuda", "cuda:1". `BadInput` if it is not there.
+    workers : int
+        Processes that make batches ahead; 0 makes them in turn with learning.
 
     Returns
     -------
     Path
         `folder`, with model.safetensors and card.json.
     """
-    run = _Run(config, folder)
+    run = _Run(config, folder, _device(device))
     source = source or config.synthetic_source()
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        while run.step < config.steps:
-            loss = run.advance(source.batch(run.step))
+        for batch in batches(source, run.step, config.steps, workers):
+            loss = run.advance(batch)
             if progress is not None:
                 progress(run.step, config.steps, loss)
             if run.step % checkpoint == 0 or run.step == config.steps:
@@ -181,8 +189,8 @@ def train(
 class _Run:
     """A training under way; `save` and construction are inverse."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
+    def __init__(self, config: TrainConfig, folder: Path, device: torch.device) -> None:
+        self.config, self.folder, self.device, self.step, self.seconds = config, folder, device, 0, 0.0
         self.losses: list[float] = []
         outputs = len(NEAREST + FAR) if config.kind == "affinity" else config.architecture.outputs
         with torch.random.fork_rng(devices=[]):
@@ -191,7 +199,7 @@ class _Run:
         if config.kind == "synapse":
             # Sites are rare: begun at even odds, the network spends its features on saying "not here".
             torch.nn.init.constant_(cast(Tensor, self.net.head.bias), -3.0)
-        self.net.to(memory_format=torch.channels_last_3d).train()
+        self.net.to(device).to(memory_format=torch.channels_last_3d).train()
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate, weight_decay=1e-3)
         state = folder / _STATE
         if (state / "state.json").is_file():
@@ -202,8 +210,8 @@ class _Run:
         started = time.process_time()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _schedule(self.step / self.config.steps)
-        logits = self.net(normalised(batch.em))
-        wanted, known = (torch.from_numpy(a).to(torch.float32) for a in (batch.wanted, batch.known))
+        logits = self.net(normalised(batch.em).to(self.device))
+        wanted, known = (torch.from_numpy(a).to(self.device, torch.float32) for a in (batch.wanted, batch.known))
         loss = _loss(logits, wanted, known, self.config.positive_weight)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -256,7 +264,7 @@ class _Run:
     def finish(self, data: Mapping[str, Any]) -> None:
         """Fold, round and write the model with its card."""
         config = self.config
-        net = folded(self.net, config.architecture.outputs)
+        net = folded(self.net.cpu(), config.architecture.outputs)
         weights = {k: v.to(torch.float16).contiguous() for k, v in net.state_dict().items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         _replace(self.folder / WEIGHTS, save(weights))
@@ -269,9 +277,21 @@ class _Run:
             "multiply_adds_per_voxel": round(multiply_adds(net, block) / float(np.prod(block)), 1),
             "metrics": {"loss": round(float(np.mean(self.losses[-20:])), 5)},
             "seconds": {"training": round(self.seconds)},
-            "code": _versions(),
+            "code": _versions() | {"device": self.device.type},
         }
         _replace(self.folder / CARD, json.dumps(card, indent=2).encode() + b"\n")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"device {name!r} cannot be used: {reason}", fix="train on cpu, or name one that is there"
+        ) from error
+    return device
 
 
 def _config_of(config: TrainConfig) -> str:
