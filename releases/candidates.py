@@ -79,11 +79,7 @@ def refresh(repo: Repository, name: str) -> CommitId:
     """
     branch = candidate_branch(repo, name)
     release = branch.removeprefix("cand-")
-    if release in {r.name for r in history(repo)}:
-        raise ConflictError(
-            f"{release!r} was published and is never refreshed",
-            fix=f"make a new candidate; `--again {release}` if it was rolled back",
-        )
+    check_unpublished(repo, branch)
     message = f"main merged into {branch}"
     try:
         repo.merge(
@@ -110,6 +106,16 @@ def refresh(repo: Repository, name: str) -> CommitId:
     with repo.session(branch, owner=f"release refresh {release}") as session:
         session.delete(list(_keys(repo, repo.resolve(branch), QC_PREFIXES)))
         return session.commit(f"QC dropped from {branch}: the data changed", {"refreshed": release}, allow_empty=True)
+
+
+def check_unpublished(repo: Repository, branch: str) -> None:
+    """Raise `ConflictError` if `branch` is the candidate of a release that is out: what it holds is that release."""
+    release = branch.removeprefix("cand-")
+    if branch.startswith("cand-") and release in {r.name for r in history(repo)}:
+        raise ConflictError(
+            f"{release!r} was published: branch {branch!r} stays as it went out",
+            fix=f"make a new candidate; `--again {release}` if it was rolled back",
+        )
 
 
 def archive_commit(repo: Repository, name: str) -> CommitId | None:

@@ -22,10 +22,13 @@ def add_to(app: typer.Typer) -> None:
 def run(branch: Branch, repo: Repo = None, as_json: Json = False) -> None:
     """Measure the head of BRANCH and commit the figures on top of it."""
     from qc.run import run_qc
+    from releases.candidates import check_unpublished
 
+    lake = open_repo(repo)
+    check_unpublished(lake, branch)
     screen = Screen(quiet=as_json)
     with screen.step(f"QC of {branch}") as bar:
-        done = run_qc(open_repo(repo), branch, progress=bar.blocks)
+        done = run_qc(lake, branch, progress=bar.blocks)
     unknown = int((done.metrics["status"] == "unknown").sum())
     failed = int((~done.results["passed"].fill_null(value=False)).sum())
     counts = {"metrics": done.metrics.height, "unknown": unknown, "expectations": done.results.height, "failed": failed}

@@ -186,8 +186,10 @@ def run(
         planned = plan(lake, on, chosen)
         print_json(planned.to_json()) if as_json else typer.echo(planned.explain())
         return
+    from releases.candidates import check_unpublished
     from transforms.runner import run as carry_out
 
+    check_unpublished(lake, on)
     screen = Screen(quiet=as_json)
     with screen.step(f"run {chosen.name} on {on}") as bar:
         report = carry_out(lake, chosen, on, executor=executor, workers=workers, progress=bar.blocks, fresh=fresh)

@@ -8,7 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from releases.history import history
 from releases.publish import publish, refused, rollback
 from releases.setup import init
 from releases.waivers import waive
+
+if TYPE_CHECKING:
+    from transforms.pipeline import Pipeline
 
 SHAPE = (64, 512, 512)
 VOXEL_NM = (16.0, 8.0, 8.0)
@@ -61,12 +64,10 @@ def run_demo(demo: Demo, screen: Screen, executor: str = "processes") -> dict[st
     if GOOD not in names:
         _ingest(repo, demo, screen)
         computed += _release_good(repo, demo, screen, executor)
-    else:
-        computed += _run(repo, GOOD, screen, executor)
     if FAST not in names:
         computed += _release_fast(repo, screen, executor)
-    else:
-        computed += _run(repo, FAST, screen, executor)
+    for name in names & {GOOD, FAST}:
+        _look(repo, name, screen)
     if FAST not in undone:
         _roll_back(repo, screen)
     made = [name for name in (GOOD, FAST) if name not in names]
@@ -136,12 +137,26 @@ def _release_good(repo: Repository, demo: Demo, screen: Screen, executor: str) -
     return computed
 
 
-def _run(repo: Repository, name: str, screen: Screen, executor: str) -> int:
-    """Run the pipeline on a candidate; a published one has nothing left to compute, and this shows it."""
+def _pipeline(name: str) -> "Pipeline":
     from transforms.pipeline import load_pipeline
+
+    return load_pipeline("reconstruct").with_models({"membranes": MODELS[name]})
+
+
+def _look(repo: Repository, name: str, screen: Screen) -> None:
+    """Say what the pipeline would compute on a published candidate. It stays as it went out, whatever the answer."""
+    from transforms.planner import plan
+
+    with screen.step(f"plan of {name}: is anything stale?"):
+        todo = sum(len(stage.todo) for stage in plan(repo, f"cand-{name}", _pipeline(name)).stages)
+    told = f"{todo} blocks would come out of newer code: make a new candidate for it" if todo else "nothing to compute"
+    screen.say(f"  {told}")
+
+
+def _run(repo: Repository, name: str, screen: Screen, executor: str) -> int:
     from transforms.runner import run
 
-    pipeline = load_pipeline("reconstruct").with_models({"membranes": MODELS[name]})
+    pipeline = _pipeline(name)
     with screen.step(f"reconstruct {name} with {MODELS[name].removeprefix('builtin:')}") as bar:
         report = run(repo, pipeline, f"cand-{name}", executor=executor, progress=bar.blocks)
     screen.say(f"  {report.computed} blocks computed, {report.cpu_s:.1f} CPU s, Merkle root {report.merkle_root[:12]}")

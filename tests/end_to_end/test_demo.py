@@ -9,6 +9,7 @@ import pytest
 
 import lake
 from lake.box import Box
+from releases.app import demo
 from releases.app.demo import VOXEL_NM, Demo, run_demo
 from releases.app.report import write_report
 from releases.app.screen import Screen
@@ -75,6 +76,28 @@ def test_a_second_run_computes_nothing_and_tells_the_same_story(story, demo_fold
     assert tell(again) == tell(story)
     assert again["digests"] == story["digests"]
     assert time.monotonic() - started < 120  # it takes a tenth of that on an idle machine
+
+
+def test_newer_code_leaves_published_candidates_as_they_went_out(story, demo_folder, monkeypatch, capfd):
+    repo = lake.open(demo_folder / "repo")
+    before = repo.branches()
+    monkeypatch.setattr(demo, "MODELS", {GOOD: "builtin:affinity-small", FAST: "builtin:affinity-large"})
+    again = run_demo(demo_at(demo_folder), Screen())
+    assert again["this_run"]["blocks"] == 0
+    assert repo.branches() == before
+    assert "make a new candidate" in "".join(capfd.readouterr())
+
+
+def test_run_and_qc_on_a_published_candidate_are_refused(story, demo_folder, emlake):
+    repo = lake.open(demo_folder / "repo")
+    before = repo.branches()
+    for command in (("run", "reconstruct", "--on", "cand-r1"), ("qc", "run", "cand-r1")):
+        answer = emlake(*command, "--repo", demo_folder / "repo")
+        assert answer.code == 5
+        assert "'r1' was published" in answer.err
+        assert "new candidate" in answer.err
+    assert emlake("run", "reconstruct", "--on", "cand-r1", "--explain", "--repo", demo_folder / "repo").code == 0
+    assert repo.branches() == before
 
 
 def test_both_releases_verify(story, demo_folder):
