@@ -12,8 +12,17 @@
         run(work, kill_after_s=moment)
 
 A child tells what was acknowledged by printing lines (`told`), each flushed before it goes on.
+
+What every writing operation is put through is one table: an `Operation` says how a repository looks before it, what one
+round of it does, how many rounds can be seen in a repository, and what it must then hold. `at_every_point` and
+`at_moments` do the rest, with the same demands after each kill: see `survives`. A table is a dict `OPERATIONS` in a
+file of its own, because the child loads it by its path::
+
+    at_every_point(TABLE, "merge", fresh)
+    at_moments(TABLE, "merge", fresh, 200, seed)
 """
 
+import importlib.util
 import os
 import random
 import subprocess
@@ -21,14 +30,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
+from typing import cast
 
+import lake
+from lake.errors import LakeError
 from lake.repository import Commit, CommitId, Repository
 
 TIMEOUT_S = 120.0
+OPENS_WITHIN_S = 5.0  # a thousand times what it takes: a repair that reads the repository would show
+ENDLESS = 10_000  # rounds; a child that shall be killed at a moment never ends by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +140,142 @@ def check_whole(repo: Repository) -> dict[CommitId, Commit]:
 def content(repo: Repository, ref: str) -> dict[str, bytes]:
     """Read all that a reference holds."""
     return {stat.key: repo.get(ref, stat.key) for stat in repo.list(ref)}
+
+
+# -- operations -------------------------------------------------------------------------------------------------------
+class Operation:
+    """One writing operation, in rounds 0, 1, 2...; a round that was cut off can be done again."""
+
+    longest_s = 1.0  # kills at moments fall within this time after the repository was opened
+    rounds = ENDLESS  # how many a child tries; 1 for what takes longer than `longest_s`
+
+    def prepare(self, location: str) -> None:
+        """Make the repository in which the operation is done."""
+        raise NotImplementedError
+
+    def round(self, repo: Repository, number: int) -> None:
+        """Do it once. When this returns, the round is acknowledged."""
+        raise NotImplementedError
+
+    def landed(self, repo: Repository) -> int:
+        """Count the rounds whose effect is there."""
+        raise NotImplementedError
+
+    def check(self, repo: Repository, landed: int) -> None:
+        """Fail if the repository is not as it should be after so many rounds, the next being cut off anywhere."""
+        raise NotImplementedError
+
+    def check_clean(self, repo: Repository, landed: int) -> None:
+        """Fail if the repository is not as it should be after so many rounds and nothing else."""
+        self.check(repo, landed)
+
+
+def load(table: str | Path) -> Mapping[str, Operation]:
+    """Load the table of operations in a file."""
+    spec = importlib.util.spec_from_file_location("operations_under_test", table)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast("Mapping[str, Operation]", module.OPERATIONS)
+
+
+def child(table: str, name: str, location: str, first: str, count: str) -> None:
+    """Be the process that is killed: do rounds, and print the number of each that returned."""
+    operation = load(table)[name]
+    repo = lake.open(location)
+    print("ready")
+    try:
+        for number in range(int(first), int(first) + int(count)):
+            operation.round(repo, number)
+            print(number)
+    except LakeError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error.message}\n")
+        sys.exit(error.exit_code)
+
+
+def working(table: str | Path, name: str, location: str | Path, *, first: int = 0, count: int = 1) -> list[str]:
+    """Give the command line of a child that does rounds of an operation."""
+    code = "import sys; from lake.testing.crash import child; child(*sys.argv[1:])"
+    return python(code, table, name, location, first, count)
+
+
+def survives(operation: Operation, location: str | Path, acknowledged: int) -> int:
+    """Check all that must hold after a kill, do the next round, check again; returns how many rounds had landed.
+
+    The repository opens at once; no acknowledged round is missing and at most one more is there, whole; every object of
+    every commit is sound; leftovers were swept; and the next round works as if nothing had happened.
+    """
+    began = time.monotonic()
+    repo = lake.open(location)
+    took = time.monotonic() - began
+    try:
+        assert took < OPENS_WITHIN_S, f"opening took {took:.1f} s"
+        if isinstance(location, Path):
+            check_swept(location, repo)
+        landed = operation.landed(repo)
+        assert landed in (acknowledged, acknowledged + 1), f"{acknowledged} acknowledged, {landed} there"
+        operation.check(repo, landed)
+        check_whole(repo)
+        operation.round(repo, landed)
+        assert operation.landed(repo) == landed + 1
+        operation.check_clean(repo, landed + 1)
+        check_whole(repo)
+    finally:
+        repo.close()
+    return landed
+
+
+def check_swept(root: Path, repo: Repository) -> None:
+    """Fail if an embedded repository that was just opened still holds what a dead process left."""
+    ours = f"{os.getpid()}-"  # sweeping a folder moves it among our own temporary files first
+    left = {path.name for path in (root / "tmp").iterdir() if path.name != ".sweep"}
+    assert {name for name in left if not name.startswith(ours)} == set()
+    assert not any(any((root / "tmp" / name).iterdir()) for name in left if not name.endswith(".lock"))
+    branches = len(repo.branches())
+    for folder in ("workspaces", "locks"):
+        assert len(os.listdir(root / folder)) <= branches, f"{folder} of branches that are gone"
+    staged = {change.key for name in repo.branches() for change in repo.uncommitted(name)}
+    kept = [name for boot in (root / "incoming").iterdir() if boot.is_dir() for name in os.listdir(boot)]
+    assert len(kept) <= len(staged), "contents that nobody stages"
+
+
+def at_every_point(
+    table: str | Path, name: str, fresh: Callable[[str], Path], *, only: Callable[[str], bool] = lambda at: True
+) -> list[str]:
+    """Kill an operation at each pass of each point it goes through; `fresh` gives a prepared folder by name.
+
+    Returns the passes.
+    """
+    operation = load(table)[name]
+    passes = [at for at in passes_of(working(table, name, fresh(name))) if only(at)]
+    assert passes, f"{name} passes no point"
+    for at in passes:
+        root = fresh(name)
+        ended = run(working(table, name, root), kill_at=at)
+        assert ended.killed, at
+        try:
+            survives(operation, root, len(ended.told) - 1)
+        except (AssertionError, LakeError) as error:
+            raise AssertionError(f"{name} killed at {at}: {error}") from error
+    return passes
+
+
+def at_moments(table: str | Path, name: str, fresh: Callable[[str], Path], count: int, seed: int) -> str:
+    """Kill an operation at `count` random moments, each in a fresh folder; returns a line about what happened."""
+    operation = load(table)[name]
+    tally: Counter[str] = Counter()
+    for moment in moments(random.Random(seed), count, operation.longest_s):
+        root = fresh(name)
+        ended = run(working(table, name, root, count=operation.rounds), kill_after_s=moment)
+        acknowledged = len(ended.told) - 1
+        try:
+            landed = survives(operation, root, acknowledged)
+        except (AssertionError, LakeError) as error:
+            raise AssertionError(f"{name} killed {moment} s after opening (seed {seed}): {error}") from error
+        tally.update(killed=ended.killed, rounds=acknowledged, unacknowledged=landed - acknowledged)
+    assert tally["killed"] > count // 2, f"most of {name} had ended before it was to be killed"
+    return (
+        f"{name}: {tally['killed']} of {count} killed, {tally['rounds']} rounds acknowledged, none missing; "
+        f"{tally['unacknowledged']} landed whole without having said so"
+    )
