@@ -35,13 +35,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 from typing import cast
+from unittest.mock import patch
 
 import lake
-from lake.errors import LakeError
+from lake import locks
+from lake.errors import LakeError, StorageError
 from lake.repository import Commit, CommitId, Repository
+from lake.session import sweep
 
 TIMEOUT_S = 120.0
 OPENS_WITHIN_S = 5.0  # a thousand times what it takes: a repair that reads the repository would show
+SERVER_SETTLES_S = 0.3
 ENDLESS = 10_000  # rounds; a child that shall be killed at a moment never ends by itself
 
 
@@ -52,13 +56,16 @@ class Ended:
     Parameters
     ----------
     killed : bool
-        By SIGKILL; else it ran to its end.
+        By SIGKILL, or cut off by the death of what it worked with; else it ran to its end.
     told : tuple of str
         The whole lines it had printed.
+    lasted_s : float
+        From the first line it printed to its end.
     """
 
     killed: bool
     told: tuple[str, ...]
+    lasted_s: float
 
 
 def python(code: str, *arguments: object) -> list[str]:
@@ -72,11 +79,13 @@ def run(
     kill_at: str = "",
     kill_after_s: float | None = None,
     env: Mapping[str, str] | None = None,
+    victim: Callable[[], None] | None = None,
 ) -> Ended:
     """Run a command; kill it at a point (`commit.ref-moved`, `store.named:3`) or after a time, whichever is given.
 
     With `kill_after_s` the clock starts at the first line it prints, so that a slow start does not count. A child that
-    fails by itself is an `AssertionError` with what it said.
+    fails by itself is an `AssertionError` with what it said; but where a `victim` is given, that is what is killed (the
+    server, say), and the child then ends as it may, by an error of `lake.errors` that stands for storage.
     """
     settings = {**os.environ, **(env or {}), "EMLAKE_KILL_AT": kill_at}
     if not kill_at:
@@ -84,19 +93,27 @@ def run(
     # Files, not pipes: a child that is killed has lost nothing of what it wrote, and none waits for a reader.
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as failed:
         with subprocess.Popen(command, stdout=said, stderr=failed, env=settings) as child:
-            if kill_after_s is not None:
-                while child.poll() is None and not os.fstat(said.fileno()).st_size:
-                    time.sleep(0.001)
+            while child.poll() is None and not os.fstat(said.fileno()).st_size:
+                time.sleep(0.001)
+            began = time.monotonic()
             try:
                 child.wait(TIMEOUT_S if kill_after_s is None else kill_after_s)
             except subprocess.TimeoutExpired:
-                child.kill()
                 assert kill_after_s is not None, f"the child hung for {TIMEOUT_S} s"
+                if victim is None:
+                    child.kill()
+                else:
+                    victim()
+                    child.wait(TIMEOUT_S)
+            finally:
+                child.kill()
+            lasted_s = time.monotonic() - began
         lines = os.pread(said.fileno(), 1 << 28, 0).decode().split("\n")
         errors = os.pread(failed.fileno(), 1 << 20, 0).decode(errors="replace")
-    if child.returncode not in (0, -SIGKILL) or (child.returncode and not (kill_at or kill_after_s is not None)):
+    allowed = {0, StorageError.exit_code} if victim else {0, -SIGKILL} if kill_at or kill_after_s is not None else {0}
+    if child.returncode not in allowed:
         raise AssertionError(f"the child ended with {child.returncode}:\n{errors}")
-    return Ended(child.returncode == -SIGKILL, tuple(lines[:-1]))
+    return Ended(child.returncode != 0, tuple(lines[:-1]), lasted_s)
 
 
 def passes_of(command: Sequence[str]) -> list[str]:
@@ -147,7 +164,7 @@ class Operation:
     """One writing operation, in rounds 0, 1, 2...; a round that was cut off can be done again."""
 
     longest_s = 1.0  # kills at moments fall within this time after the repository was opened
-    rounds = ENDLESS  # how many a child tries; 1 for what takes longer than `longest_s`
+    once = False  # True: a child does one round, which tells how long; then the same round is done again, landed or not
 
     def prepare(self, location: str) -> None:
         """Make the repository in which the operation is done."""
@@ -200,8 +217,10 @@ def working(table: str | Path, name: str, location: str | Path, *, first: int = 
     return python(code, table, name, location, first, count)
 
 
-def survives(operation: Operation, location: str | Path, acknowledged: int) -> int:
+def survives(operation: Operation, location: str | Path, acknowledged: int, first: int = 0) -> int:
     """Check all that must hold after a kill, do the next round, check again; returns how many rounds had landed.
+
+    `acknowledged` counts from round `first`, where the child began.
 
     The repository opens at once; no acknowledged round is missing and at most one more is there, whole; every object of
     every commit is sound; leftovers were swept; and the next round works as if nothing had happened.
@@ -214,16 +233,19 @@ def survives(operation: Operation, location: str | Path, acknowledged: int) -> i
         if isinstance(location, Path):
             check_swept(location, repo)
         landed = operation.landed(repo)
-        assert landed in (acknowledged, acknowledged + 1), f"{acknowledged} acknowledged, {landed} there"
+        assert landed - first in (acknowledged, acknowledged + 1), (
+            f"{acknowledged} acknowledged, {landed - first} there"
+        )
         operation.check(repo, landed)
         check_whole(repo)
-        operation.round(repo, landed)
-        assert operation.landed(repo) == landed + 1
-        operation.check_clean(repo, landed + 1)
+        following = first if operation.once else landed
+        operation.round(repo, following)
+        assert operation.landed(repo) == following + 1
+        operation.check_clean(repo, following + 1)
         check_whole(repo)
     finally:
         repo.close()
-    return landed
+    return landed - first
 
 
 def check_swept(root: Path, repo: Repository) -> None:
@@ -238,6 +260,47 @@ def check_swept(root: Path, repo: Repository) -> None:
     staged = {change.key for name in repo.branches() for change in repo.uncommitted(name)}
     kept = [name for boot in (root / "incoming").iterdir() if boot.is_dir() for name in os.listdir(boot)]
     assert len(kept) <= len(staged), "contents that nobody stages"
+
+
+def on_a_server(
+    table: str | Path,
+    name: str,
+    location: str,
+    moment: float,
+    *,
+    first: int = 0,
+    kill: Callable[[], None] | None = None,
+    restart: Callable[[], None] | None = None,
+) -> str:
+    """Kill the client that does an operation, or, where `kill` is given, the server under it, and check the rest.
+
+    Returns a line about what happened.
+    """
+    operation = load(table)[name]
+    ended = run(
+        working(table, name, location, first=first, count=1 if operation.once else ENDLESS),
+        kill_after_s=moment,
+        victim=kill,
+    )
+    if restart is not None:
+        restart()
+    # The server goes on for a moment with a request whose client has died.
+    time.sleep(SERVER_SETTLES_S)
+    acknowledged = len(ended.told) - 1
+    try:
+        landed = survives(operation, location, acknowledged, first)
+    except (AssertionError, LakeError) as error:
+        what = "server" if kill else "client"
+        raise AssertionError(f"{name}: the {what} was killed {moment} s after opening: {error}") from error
+    return f"{name}: killed {ended.killed}, acknowledged {acknowledged}, landed {landed}"
+
+
+def check_sessions_swept(repo: Repository) -> None:
+    """Fail if sweeping leaves a lock or a hidden branch of a session that nobody can use."""
+    with patch.object(locks, "LEASE_S", -10.0):  # a branch without a commit of its own is swept when it is old
+        sweep(repo)
+    assert dict(repo.branches(locks.WORK)) == {}
+    assert dict(repo.tags(locks.LOCK)) == {}
 
 
 def at_every_point(
@@ -265,16 +328,18 @@ def at_moments(table: str | Path, name: str, fresh: Callable[[str], Path], count
     """Kill an operation at `count` random moments, each in a fresh folder; returns a line about what happened."""
     operation = load(table)[name]
     tally: Counter[str] = Counter()
-    for moment in moments(random.Random(seed), count, operation.longest_s):
+    rounds = 1 if operation.once else ENDLESS
+    longest_s = run(working(table, name, fresh(name))).lasted_s if operation.once else operation.longest_s
+    for moment in moments(random.Random(seed), count, longest_s):
         root = fresh(name)
-        ended = run(working(table, name, root, count=operation.rounds), kill_after_s=moment)
+        ended = run(working(table, name, root, count=rounds), kill_after_s=moment)
         acknowledged = len(ended.told) - 1
         try:
             landed = survives(operation, root, acknowledged)
         except (AssertionError, LakeError) as error:
             raise AssertionError(f"{name} killed {moment} s after opening (seed {seed}): {error}") from error
         tally.update(killed=ended.killed, rounds=acknowledged, unacknowledged=landed - acknowledged)
-    assert tally["killed"] > count // 2, f"most of {name} had ended before it was to be killed"
+    assert tally["killed"] > count // 3, f"most of {name} had ended before it was to be killed"
     return (
         f"{name}: {tally['killed']} of {count} killed, {tally['rounds']} rounds acknowledged, none missing; "
         f"{tally['unacknowledged']} landed whole without having said so"
