@@ -137,16 +137,16 @@ def moments(rng: random.Random, count: int, longest_s: float) -> Iterator[float]
         yield longest_s * (number + rng.random()) / count
 
 
-def check_whole(repo: Repository) -> dict[CommitId, Commit]:
-    """Read every object of every branch, tag and commit behind them; returns the commits.
+def check_whole(repo: Repository, *, pending: bool = True) -> dict[CommitId, Commit]:
+    """Read every object of every tag, of every branch (with what is `pending` there) and commit behind them.
 
-    A missing or damaged object or manifest, or a commit that cannot be read, fails here.
+    A missing or damaged object or manifest, or a commit that cannot be read, fails here. Returns the commits.
     """
     commits: dict[CommitId, Commit] = {}
     read: set[tuple[str, int]] = set()
     for ref in {*repo.branches().values(), *repo.tags().values()}:
         commits |= {commit.id: commit for commit in repo.log(ref)}
-    for ref in (*commits, *repo.branches()):
+    for ref in (*commits, *(repo.branches() if pending else ())):
         for stat in repo.list(ref):
             if (stat.checksum, stat.size) not in read:
                 assert len(repo.get(ref, stat.key)) == stat.size, f"{stat.key} at {ref}"

@@ -52,10 +52,14 @@ class OnMain(Operation):
         """Say what `main` holds after so many rounds."""
         raise NotImplementedError
 
-    def check(self, repo: Repository, landed: int) -> None:
+    def check_committed(self, repo: Repository, landed: int) -> None:
+        """Fail if what was committed is not as it should be, whatever became of what is pending."""
         for number, commit in enumerate(self.commits(repo)):
             assert content(repo, commit) == self.tree(number + 1), f"round {number}"
         between(content(repo, "main@"), self.tree(landed), self.tree(landed + 1))
+
+    def check(self, repo: Repository, landed: int) -> None:
+        self.check_committed(repo, landed)
         between(content(repo, "main"), self.tree(landed), self.tree(landed + 1))
 
     def check_clean(self, repo: Repository, landed: int) -> None:
@@ -153,8 +157,8 @@ class Merge(OnMain):
         keys = {f"{branch}/{n % 3}": data(n) for n in range(landed) for branch in ("side", "main")}
         return {**OLD, **keys}
 
-    def check(self, repo: Repository, landed: int) -> None:
-        super().check(repo, landed)
+    def check_committed(self, repo: Repository, landed: int) -> None:
+        super().check_committed(repo, landed)
         for commit in self.commits(repo):
             ours, theirs = repo.commit_info(commit).parents
             assert repo.commit_info(ours).message.startswith("main ")
@@ -174,13 +178,17 @@ class Revert(OnMain):
     def tree(self, landed: int) -> dict[str, bytes]:
         return dict(OLD)
 
-    def check(self, repo: Repository, landed: int) -> None:
-        after = {**OLD, "made": data(landed)}
-        del after["loose"]
+    def _made(self, landed: int) -> dict[str, bytes]:
+        return {key: value for key, value in {**OLD, "made": data(landed)}.items() if key != "loose"}
+
+    def check_committed(self, repo: Repository, landed: int) -> None:
         for commit in self.commits(repo):
             assert content(repo, commit) == OLD
-        assert content(repo, "main@") in (OLD, after)
-        between(content(repo, "main"), OLD, after)
+        assert content(repo, "main@") in (OLD, self._made(landed))
+
+    def check(self, repo: Repository, landed: int) -> None:
+        self.check_committed(repo, landed)
+        between(content(repo, "main"), OLD, self._made(landed))
 
 
 class Tag(OnMain):
@@ -199,12 +207,15 @@ class Tag(OnMain):
     def tree(self, landed: int) -> dict[str, bytes]:
         return dict(OLD)
 
-    def check(self, repo: Repository, landed: int) -> None:
+    def check_committed(self, repo: Repository, landed: int) -> None:
         line = {commit.id for commit in repo.log("main")}
         for number, commit in enumerate(repo.tags().values()):
             assert commit in line
             assert repo.commit_info(commit).message == f"tagged {number}"
             assert content(repo, commit) == OLD
+
+    def check(self, repo: Repository, landed: int) -> None:
+        self.check_committed(repo, landed)
 
 
 class Reset(OnMain):
@@ -226,9 +237,7 @@ class Reset(OnMain):
         return dict(OLD)
 
     def check(self, repo: Repository, landed: int) -> None:
-        assert content(repo, "main@") == OLD
-        for commit in self.commits(repo):
-            assert content(repo, commit) == OLD
+        self.check_committed(repo, landed)
 
     def check_clean(self, repo: Repository, landed: int) -> None:
         super().check_clean(repo, landed)
