@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -372,11 +373,18 @@ def _can_go_on(repo: Repository, lock: Lock, head: CommitId) -> bool:
 
 
 def _discard(repo: Repository, lock: Lock, head: CommitId) -> None:
-    if lock.state != "landed" and lock.base != head and lock.work in repo.branches(lock.work):
+    if lock.state != "landed" and lock.base != head and _holds_work(repo, lock):
         # It could not land any more, but nobody asked to throw it away.
         _log.warning("branch %r moved under a session of %s; its work stays on %r", lock.branch, lock, lock.work)
         return
     remove_branch(repo, lock.work)
+
+
+def _holds_work(repo: Repository, lock: Lock) -> bool:
+    """Tell whether anything was written in a session: a publication holds the lock of main and nothing else."""
+    if lock.work not in repo.branches(lock.work):
+        return False
+    return next(chain(repo.diff(lock.base, lock.work), repo.uncommitted(lock.work)), None) is not None
 
 
 def sweep(repo: Repository) -> tuple[str, ...]:

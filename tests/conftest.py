@@ -1,6 +1,8 @@
 """Fixtures for every room."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,21 @@ def emlake_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
         if name.startswith("LAKECTL_") or name in {"EMLAKE_REPO", "EMLAKE_KILL_AT"}:
             monkeypatch.delenv(name)
     return home
+
+
+@pytest.fixture
+def fresh_folder(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Callable[[str, Callable[[str], None]], Path]:
+    """Give a function (name, prepare): a folder as `prepare(location)` makes it once; each call gives a new copy."""
+    templates = tmp_path_factory.mktemp("templates")
+
+    def copy(name: str, prepare: Callable[[str], None]) -> Path:
+        if not (templates / name).exists():
+            prepare(str(templates / name))
+        target = tmp_path / "repo"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(templates / name, target, symlinks=True)
+        return target
+
+    return copy

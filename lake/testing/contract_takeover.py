@@ -27,6 +27,20 @@ class TakeoverContract:
         return repo
 
     # -- dead ---------------------------------------------------------------------------------------------------
+    def test_a_dead_holder_that_had_written_nothing_leaves_nothing_though_its_branch_moved(
+        self, repo: Repository
+    ) -> None:
+        # A publication holds `lock.main` while it merges, and dies before it lets go.
+        repo.create_branch("side", "main")
+        save(repo, "side", {"a": b"1"})
+        open_session(repo, "main", process=ended_process("the late ada"))
+        repo.merge("side", "main", "published")
+        with repo.session("main", resume=False) as session:
+            assert not session.resumed
+            assert sorted(repo.branches()) == ["main", session.work, "side"]
+        assert sorted(repo.branches()) == ["main", "side"]
+        assert dict(repo.tags()) == {}
+
     def test_a_dead_writers_work_is_continued_and_lands_as_one_commit(self, repo: Repository) -> None:
         base = save(repo, "main", {"a": b"1"})
         dead = _die_at_work(repo)

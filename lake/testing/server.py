@@ -1,9 +1,10 @@
 """A real lakeFS server for tests: found, or built from its published Go module, and started on a free port.
 
 As a pytest plugin it gives the fixtures `lakefs_process` (one server a session), `lakefs_server` (the same, with its
-keys in the environment of the test), `lakefs_location` (an unused repository location) and `lakefs_repo` (a new
-repository). Without a program and without Go these tests are skipped and the summary says so; with
-`EMLAKE_REQUIRE_LAKEFS=1` they fail. `python -m lake.testing.server` builds ahead and prints where the program is.
+keys in the environment of the test), `lakefs_location` (an unused repository location), `lakefs_repo` (a new
+repository) and `lakefs_mortal` (a server of its own, for a test that kills it). Without a program and without Go these
+tests are skipped and the summary says so; with `EMLAKE_REQUIRE_LAKEFS=1` they fail. `python -m lake.testing.server`
+builds ahead and prints where the program is.
 
 lakeFS's own go.mod replaces a module, so `go install pkg@version` is refused; a module of one's own that repeats the
 replacement builds it as a tool. The checksum service does not know two of its forks: their published hashes are here,
@@ -13,6 +14,7 @@ and Go compares everything else with that service.
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,6 +162,42 @@ def lakefs_repo(lakefs_location: str) -> Iterator[Repository]:
     repo = lake.create(lakefs_location)
     yield repo
     repo.close()
+
+
+class MortalServer:
+    """A server that may be killed, and started again on the same folder and port."""
+
+    def __init__(self, home: Path, found: Path) -> None:
+        self._home = home
+        self._program = found
+        self.state = _start(home, found)
+
+    def kill(self) -> None:
+        """Kill the server with SIGKILL."""
+        os.kill(self.state.pid, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Start it again."""
+        self.state = server.start(home=self._home, program=self._program)
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        server.stop(home=self._home)
+
+
+@pytest.fixture
+def lakefs_mortal(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[MortalServer]:
+    """Start a server for this test alone, with its keys in the environment."""
+    try:
+        found = program()
+    except LakeError as error:
+        _unavailable(f"{error.message}; {error.fix}")
+        return
+    mortal = MortalServer(tmp_path_factory.mktemp("lakefs"), found)
+    for name, value in mortal.state.environment().items():
+        monkeypatch.setenv(name, value)
+    yield mortal
+    mortal.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

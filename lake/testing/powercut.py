@@ -1,0 +1,382 @@
+"""What a power cut may leave of a folder: every file operation is recorded, and replayed up to a cut with losses.
+
+::
+
+    events = tracing.record(command)        # each system call on files, with its bytes, SQLite's too
+    disk = Disk(before, root)               # what is in memory, what is on the disk, what is on its way
+    for event in events:
+        disk.apply(event)
+        disk.rebuild(target, rng, "random") # as it may look if the power fails now
+
+What is taken to last:
+
+- the bytes, size, mode and times of a file: at `fsync` or `fdatasync` of it;
+- the names in a folder (made, linked, renamed, removed): at `fsync` of that folder, not at that of the file;
+- everything: at `syncfs`.
+
+What was not synced may last too, in any choice: bytes whole, cut at any byte, any of the writes without the others, or
+zeros up to the new length, whatever the file's size and times say; names in any subset. One thing is granted that a
+journal gives (ext4, xfs, btrfs): a rename is done or not done, also between two folders. `refs.sqlite-shm` is left out:
+it is memory that SQLite makes anew.
+"""
+
+import os
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lake.testing.losses import File, Folder, Loss
+from lake.testing.tracing import Event
+
+#: Calls that would change files in a way that is not modelled: none may succeed inside the folder.
+UNKNOWN = {"writev", "pwritev", "pwritev2", "copy_file_range", "sendfile", "splice", "symlink", "symlinkat", "sync"}
+_TIME = re.compile(r"tv_sec=(\d+), tv_nsec=(\d+)")
+_MEMORY = "-shm"
+
+
+Node = File | Folder
+Naming = list[tuple[Folder, str, Node | None]]  # done together or not at all
+
+
+@dataclass
+class Opened:
+    """An open file descriptor."""
+
+    node: Node
+    offset: int = 0
+    appends: bool = False
+
+
+class Disk:
+    """A folder through a recorded run.
+
+    Parameters
+    ----------
+    before : Path
+        A copy of the folder as it was before, all of it taken to be on the disk.
+    root : Path
+        Where the recorded process had it.
+    """
+
+    def __init__(self, before: Path, root: Path) -> None:
+        self.root = str(root)
+        self.top = Folder()
+        self.told = b""  # what the process has printed
+        self._opened: dict[int, Opened] = {}
+        self._late: list[Naming] = []
+        self._load(before, self.top, {})
+        self._sync_everything()
+
+    def _load(self, path: Path, folder: Folder, known: dict[int, File]) -> None:
+        for entry in path.iterdir():
+            stat = entry.lstat()
+            if entry.is_dir():
+                folder.now[entry.name] = inner = Folder()
+                self._load(entry, inner, known)
+            else:
+                fresh = File(bytearray(entry.read_bytes()), stat.st_mode & 0o7777, stat.st_mtime_ns)
+                folder.now[entry.name] = known.setdefault(stat.st_ino, fresh)
+
+    def nodes(self) -> Iterator[tuple[str, Node]]:
+        """Yield every path below the root with what programs see there."""
+        pending: list[tuple[str, Node]] = [("", self.top)]
+        while pending:
+            path, node = pending.pop()
+            yield path, node
+            if isinstance(node, Folder):
+                pending += [(f"{path}/{name}", inner) for name, inner in node.now.items()]
+
+    def _sync_everything(self) -> None:
+        self._late = []
+        for _, node in self.nodes():
+            if isinstance(node, File):
+                node.sync()
+            else:
+                node.safe = dict(node.now)
+        for opened in self._opened.values():
+            if isinstance(opened.node, File):
+                opened.node.sync()
+
+    # -- one call -----------------------------------------------------------------------------------------------------
+    def apply(self, event: Event) -> bool:
+        """Do what a call did; False if it has nothing to do with the folder."""
+        action = getattr(self, f"_{event.call.rstrip('0123456789')}", None)
+        if event.call in UNKNOWN:
+            assert not self._concerns(event), f"{event.call} is not modelled"
+            return False
+        return bool(action and action(event, *event.arguments))
+
+    def _concerns(self, event: Event) -> bool:
+        texts = [a for a in event.arguments if isinstance(a, bytes)]
+        return (
+            event.call == "sync"
+            or self._file(event.arguments[0]) is not None
+            or (event.call.startswith("symlink") and any(self._names(text) is not None for text in texts))
+        )
+
+    def _opened_as(self, fd: str | bytes) -> Opened | None:
+        return self._opened.get(int(fd)) if isinstance(fd, str) and fd.isdigit() else None
+
+    def _file(self, fd: str | bytes) -> Node | None:
+        opened = self._opened_as(fd)
+        return opened.node if opened else None
+
+    def _names(self, path: str | bytes, at: str | bytes = "AT_FDCWD") -> tuple[Folder, str] | None:
+        """Give (folder, name) of a path; None if it lies elsewhere."""
+        assert isinstance(path, bytes)
+        text = path.decode()
+        if text.startswith(self.root + "/"):
+            folder, parts = self.top, text[len(self.root) + 1 :].strip("/").split("/")
+        elif not text.startswith("/") and isinstance(base := self._file(at), Folder):
+            folder, parts = base, text.split("/")
+        else:
+            return None
+        for part in parts[:-1]:
+            inner = folder.now.get(part)
+            if not isinstance(inner, Folder):
+                return None
+            folder = inner
+        return folder, parts[-1]
+
+    def _node(self, path: str | bytes, at: str | bytes = "AT_FDCWD") -> Node | None:
+        if path == self.root.encode():
+            return self.top
+        found = self._names(path, at)
+        return found[0].now.get(found[1]) if found else None
+
+    def _name(self, *changes: tuple[Folder, str, Node | None]) -> bool:
+        for folder, name, node in changes:
+            if node is None:
+                del folder.now[name]
+            else:
+                folder.now[name] = node
+        self._late.append(list(changes))
+        return True
+
+    def _openat(self, event: Event, at: str, path: bytes, flags: str, *_mode: str) -> bool:
+        self._opened.pop(event.result, None)
+        node = self._node(path, at)
+        changed = False
+        if node is None:
+            place = self._names(path, at)
+            if place is None or "O_CREAT" not in flags:
+                return False
+            node = File(bytearray(), int(_mode[0], 8) & ~0o022, 1_000_000_000)
+            changed = self._name((*place, node))
+        elif "O_TRUNC" in flags and isinstance(node, File) and node.now:
+            node.change(0)
+            changed = True
+        self._opened[event.result] = Opened(node, 0, "O_APPEND" in flags)
+        return changed
+
+    def _open(self, event: Event, path: bytes, flags: str, *mode: str) -> bool:
+        return self._openat(event, "AT_FDCWD", path, flags, *mode)
+
+    def _close(self, event: Event, fd: str) -> bool:
+        self._opened.pop(int(fd), None)
+        return False
+
+    def _dup(self, event: Event, fd: str, *_: str) -> bool:
+        self._opened.pop(event.result, None)
+        if opened := self._opened_as(fd):
+            self._opened[event.result] = opened
+        return False
+
+    def _write(self, event: Event, fd: str, data: bytes, _count: str) -> bool:
+        if fd == "1":
+            self.told += data[: event.result]
+        opened = self._opened_as(fd)
+        if opened is None or not isinstance(opened.node, File):
+            return False
+        offset = len(opened.node.now) if opened.appends else opened.offset
+        opened.node.change((offset, data[: event.result]))
+        opened.offset = offset + event.result
+        return True
+
+    def _pwrite(self, event: Event, fd: str, data: bytes, _count: str, offset: str) -> bool:
+        node = self._file(fd)
+        if not isinstance(node, File):
+            return False
+        node.change((int(offset), data[: event.result]))
+        return True
+
+    def _lseek(self, event: Event, fd: str, *_: str) -> bool:
+        if opened := self._opened_as(fd):
+            opened.offset = event.result
+        return False
+
+    def _ftruncate(self, event: Event, fd: str, length: str) -> bool:
+        node = self._file(fd)
+        if not isinstance(node, File):
+            return False
+        node.change(int(length))
+        return True
+
+    def _truncate(self, event: Event, path: bytes, length: str) -> bool:
+        node = self._node(path)
+        if not isinstance(node, File):
+            return False
+        node.change(int(length))
+        return True
+
+    def _fallocate(self, event: Event, fd: str, mode: str, offset: str, length: str) -> bool:
+        node = self._file(fd)
+        if not isinstance(node, File) or mode != "0" or int(offset) + int(length) <= len(node.now):
+            return False
+        node.change(int(offset) + int(length))
+        return True
+
+    def _ioctl(self, event: Event, fd: str, request: str, *source_fd: str) -> bool:
+        node = self._file(fd)
+        if "CLONE" not in request or not isinstance(node, File):
+            return False
+        source = self._file(source_fd[0])
+        assert isinstance(source, File), "extents were shared with a file outside of the folder"
+        node.change((0, bytes(source.now)))
+        return True
+
+    def _renameat(self, event: Event, at: str, old: bytes, to: str, new: bytes, *_flags: str) -> bool:
+        source, target = self._names(old, at), self._names(new, to)
+        if source is None and target is None:
+            return False
+        assert source, "something was moved into the folder"
+        assert target, "something was moved out of the folder"
+        node = source[0].now[source[1]]
+        if target[0].now.get(target[1]) is node:
+            return False  # two names of one file: nothing happens
+        return self._name((*source, None), (*target, node))
+
+    def _rename(self, event: Event, old: bytes, new: bytes) -> bool:
+        return self._renameat(event, "AT_FDCWD", old, "AT_FDCWD", new)
+
+    def _linkat(self, event: Event, at: str, old: bytes, to: str, new: bytes, *_flags: str) -> bool:
+        target = self._names(new, to)
+        node = self._node(old, at)
+        if target is None:
+            return False
+        assert node, "something was linked into the folder"
+        return self._name((*target, node))
+
+    def _link(self, event: Event, old: bytes, new: bytes) -> bool:
+        return self._linkat(event, "AT_FDCWD", old, "AT_FDCWD", new)
+
+    def _unlinkat(self, event: Event, at: str, path: bytes, *_flags: str) -> bool:
+        found = self._names(path, at)
+        return self._name((*found, None)) if found else False
+
+    def _unlink(self, event: Event, path: bytes) -> bool:
+        return self._unlinkat(event, "AT_FDCWD", path)
+
+    _rmdir = _unlink
+
+    def _mkdirat(self, event: Event, at: str, path: bytes, *_mode: str) -> bool:
+        found = self._names(path, at)
+        return self._name((*found, Folder())) if found else False
+
+    def _mkdir(self, event: Event, path: bytes, *_mode: str) -> bool:
+        return self._mkdirat(event, "AT_FDCWD", path)
+
+    def _utimensat(self, event: Event, at: str, path: str | bytes, times: str, *_flags: str) -> bool:
+        node = self._node(path, at) if isinstance(path, bytes) else self._file(at)
+        found = _TIME.findall(times)
+        if not isinstance(node, File):
+            return False
+        assert len(found) == 2, times
+        node.mtime = int(found[1][0]) * 1_000_000_000 + int(found[1][1])
+        return True
+
+    def _fchmodat(self, event: Event, at: str, path: bytes, mode: str, *_flags: str) -> bool:
+        node = self._node(path, at)
+        if isinstance(node, File):
+            node.mode = int(mode, 8)
+        return node is not None
+
+    def _chmod(self, event: Event, path: bytes, mode: str) -> bool:
+        return self._fchmodat(event, "AT_FDCWD", path, mode)
+
+    def _fchmod(self, event: Event, fd: str, mode: str) -> bool:
+        node = self._file(fd)
+        if isinstance(node, File):
+            node.mode = int(mode, 8)
+        return node is not None
+
+    # -- syncing ------------------------------------------------------------------------------------------------------
+    def _fsync(self, event: Event, fd: str) -> bool:
+        node = self._file(fd)
+        if isinstance(node, File):
+            node.sync()
+        elif isinstance(node, Folder):
+            late = []
+            for naming in self._late:
+                if any(folder is node for folder, _, _ in naming):
+                    _settle(naming, _ON_DISK)
+                else:
+                    late.append(naming)
+            self._late = late
+        return node is not None
+
+    _fdatasync = _fsync
+
+    def _syncfs(self, event: Event, fd: str) -> bool:
+        self._sync_everything()
+        return True
+
+    # -- after the cut ------------------------------------------------------------------------------------------------
+    def rebuild(self, target: Path, rng: random.Random, loss: Loss) -> None:
+        """Write the folder as it may be found if the power fails now.
+
+        Parameters
+        ----------
+        target : Path
+            An unused path.
+        loss : {"most", "least", "random"}
+            All that was not synced is lost; nothing is; or any choice of it.
+        """
+        kept: dict[Folder, dict[str, Node]] = {}
+        share = {"most": 0.0, "least": 1.0, "random": rng.choice((0.1, 0.5, 0.9))}[loss]
+        for naming in self._late:
+            if rng.random() < share:
+                _settle(naming, kept)
+        self._lay_down(self.top, target, rng, loss, (kept, {}, set()))
+
+    def _lay_down(
+        self,
+        folder: Folder,
+        target: Path,
+        rng: random.Random,
+        loss: Loss,
+        state: tuple[dict[Folder, dict[str, Node]], dict[File, Path], set[Folder]],
+    ) -> None:
+        kept, written, seen = state
+        seen.add(folder)
+        target.mkdir()
+        for name, node in kept.get(folder, folder.safe).items():
+            path = target / name
+            if isinstance(node, Folder):
+                if node not in seen:  # it was renamed twice, and one of the two is lost
+                    self._lay_down(node, path, rng, loss, state)
+            elif node in written:
+                os.link(written[node], path)
+            elif not name.endswith(_MEMORY):
+                path.write_bytes(node.left(rng, loss))
+                safe = loss == "most" or (loss == "random" and rng.random() < 0.5)
+                path.chmod(node.safe_mode if safe else node.mode)
+                os.utime(path, ns=(0, node.safe_mtime if safe else node.mtime))
+                written[node] = path
+
+
+def _settle(naming: Naming, kept: dict[Folder, dict[str, Node]]) -> None:
+    """Let a change of names last: in copies of the folders if some are given, else on the disk."""
+    for folder, name, node in naming:
+        names = folder.safe
+        if kept is not _ON_DISK:
+            names = kept.setdefault(folder, dict(folder.safe))
+        if node is None:
+            names.pop(name, None)
+        else:
+            names[name] = node
+
+
+_ON_DISK: dict[Folder, dict[str, Node]] = {}

@@ -1,0 +1,82 @@
+"""Records what a process does to files: every system call, with its bytes, in order, by strace.
+
+Nothing of the process is changed, and what libraries do (SQLite, Delta, TensorStore) is recorded like all else.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+CALLS = (
+    "open,openat,creat,close,dup,dup2,dup3,write,writev,pwrite64,pwritev,pwritev2,lseek,ftruncate,truncate,fallocate,"
+    "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,fsync,fdatasync,syncfs,"
+    "sync,utimensat,chmod,fchmod,fchmodat,copy_file_range,sendfile,splice,ioctl"
+)
+_LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (-?\d+)", re.DOTALL)
+_UNFINISHED = re.compile(r"^(\d+) +(\w+\(.*?),? <unfinished \.\.\.>$", re.DOTALL)
+_RESUMED = re.compile(r"^(\d+) +<\.\.\. \w+ resumed>,? ?(.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A system call that succeeded: its name, its arguments (byte strings decoded) and its result."""
+
+    call: str
+    arguments: tuple[str | bytes, ...]
+    result: int
+
+
+def can_record() -> str:
+    """Say why nothing can be recorded here; empty if it can."""
+    if shutil.which("strace") is None:
+        return "there is no strace program"
+    tried = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()}"
+
+
+def record(command: Sequence[str]) -> list[Event]:
+    """Run a command that starts no other process, and give its calls on files in the order in which they ended."""
+    with tempfile.NamedTemporaryFile("r", encoding="ascii") as trace:
+        tracing = ["strace", "-f", "-xx", "-s", str(1 << 24), "-e", f"trace={CALLS}", "-e", "signal=none"]
+        done = subprocess.run([*tracing, "-o", trace.name, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return list(_events(trace))
+
+
+def _events(lines: Iterable[str]) -> Iterator[Event]:
+    begun: dict[str, str] = {}
+    for raw in lines:
+        line = raw.rstrip("\n")
+        if found := _UNFINISHED.match(line):
+            begun[found[1]] = found[2]
+            continue
+        if found := _RESUMED.match(line):
+            rest = found[2]
+            line = f"{found[1]} {begun.pop(found[1])}{'' if rest.startswith(')') else ', '}{rest}"
+        found = _LINE.match(line)
+        if found and int(found[4]) >= 0:
+            yield Event(found[2], tuple(map(_argument, _split(found[3]))), int(found[4]))
+
+
+def _split(text: str) -> list[str]:
+    """Split arguments at commas outside of brackets; strings are all hexadecimal and hold none."""
+    parts, depth, begin = [], 0, 0
+    if "[" not in text and "{" not in text:
+        return text.split(", ")
+    for place, letter in enumerate(text):
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append(text[begin:place].strip())
+            begin = place + 1
+    return [*parts, text[begin:].strip()]
+
+
+def _argument(text: str) -> str | bytes:
+    if text.startswith('"'):
+        assert text.endswith('"'), "strace cut a string short"
+        return bytes.fromhex(text[1:-1].replace("\\x", ""))
+    return text
