@@ -13,6 +13,7 @@ from lake.engines.embedded.history import (
     Branch,
     Node,
     add_commit,
+    check_kept,
     check_unprotected,
     commit_body,
     move_branch,
@@ -29,7 +30,7 @@ from lake.repository import CommitId, Metadata, Strategy
 
 def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow_empty: bool) -> CommitId:
     """Turn what is pending on a branch into a commit."""
-    with engine.locked(name) as branch, engine.incoming.arriving():
+    with engine.locked(name) as branch, engine.turns.working():
         with engine.db.read() as con:
             check_unprotected(con, name)
         pending = engine.pending(branch)
@@ -109,7 +110,7 @@ def merge(
     contested: Collection[str],
 ) -> CommitId:
     """Bring what `source` changed since the merge base into branch `dest`."""
-    with engine.locked(dest) as branch:
+    with engine.locked(dest) as branch, engine.turns.working():
         with engine.db.read() as con:
             theirs = engine.history.node(con, engine.history.resolve(con, source))
             if expect_head is not None and expect_head != branch.head:
@@ -131,7 +132,7 @@ def merge(
 
 def revert(engine: Engine, name: str, ref: str, parent: int | None, message: str, metadata: Metadata) -> CommitId:
     """Undo commit `ref` on a branch."""
-    with engine.locked(name) as branch:
+    with engine.locked(name) as branch, engine.turns.working():
         with engine.db.read() as con:
             undone = engine.history.node(con, engine.history.resolve(con, ref))
             parents = undone.commit.parents
@@ -181,6 +182,7 @@ def _land(
     branch = pending.branch
     with engine.db.write() as con:
         _check_still_clean(engine, con, pending)
+        check_kept(con, [node.commit.id for node in parents])
         made = add_commit(con, body)
         move_branch(con, branch, made)
         # What was staged changed nothing, else the branch would have been refused as dirty.

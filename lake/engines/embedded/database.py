@@ -27,6 +27,9 @@ CREATE TABLE prefixes (token TEXT NOT NULL, prefix BLOB NOT NULL, PRIMARY KEY (t
 CREATE TABLE shown (token TEXT NOT NULL, key BLOB NOT NULL, value BLOB, PRIMARY KEY (token, key)) WITHOUT ROWID;
 """
 
+#: Commits that branches and tags gave up, and when, in seconds since 1970. Made on first use.
+DEPARTED = "CREATE TABLE IF NOT EXISTS departed (target TEXT NOT NULL, since REAL NOT NULL)"
+
 
 class Database:
     """A pool of connections to one database file, safe between threads and across forks."""

@@ -1,8 +1,9 @@
 """The parts of an open repository, and what is pending on a branch."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from lake.engines.embedded.layout import DATABASE
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Edits, Tree, Trees
+from lake.engines.embedded.turns import Turns
 from lake.engines.embedded.views import Views
 from lake.engines.embedded.workspaces import State, Values, Workspaces, load_state
 from lake.repository import Change, ChangeKind, CommitId
+
+COLLECTOR = ".collector"  # the lock file of whoever removes what nobody needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +47,21 @@ class Engine:
         manifests/       trees and their ranges by sha256
         views/           read-only folders, per commit and prefix; made again when missing
         workspaces/      writable folders, per branch
-        locks/ tmp/      one lock file per branch; temporary files of living processes
+        locks/ tmp/      one lock file per branch, those of readers, writers and the collector; temporary files
+        trash/           what a collector is about to remove; there while one works
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.trash = root / "trash"
         self.scratch = Scratch(root / "tmp")
         self.db = Database(root / DATABASE)
         self.objects = Store(root / "objects", self.scratch)
-        self.incoming = Incoming(root / "incoming", self.objects, self.scratch)
+        self.turns = Turns(root / "locks")
+        self.incoming = Incoming(root / "incoming", self.objects, self.scratch, self.turns)
         self.objects.elsewhere = self.incoming.find
-        self.trees = Trees(Store(root / "manifests", self.scratch))
+        self.manifests = Store(root / "manifests", self.scratch)
+        self.trees = Trees(self.manifests)
         self.history = History(self.db)
         self.views = Views(root / "views", self.objects, self.trees, self.scratch)
         self.workspaces = Workspaces(root / "workspaces", self.db, self.objects, self.trees, self.history, self.scratch)
@@ -88,16 +96,33 @@ class Engine:
             if token not in tokens:
                 self.workspaces.discard(token)
         for token in locks:
-            if token not in tokens:
+            if token not in tokens and not token.startswith("."):
                 (self.root / "locks" / token).unlink(missing_ok=True)
         self.incoming.sweep(self.staged_digests)
+        if self.trash.exists():
+            with flocked(self.root / "locks" / COLLECTOR, wait=False) as alone:
+                if alone:
+                    self.put_back()
+
+    def put_back(self) -> None:
+        """Give back to the stores what a collector condemned and did not remove; the caller holds its lock."""
+        for store in (self.manifests, self.objects):
+            store.trash.put_back(store.trash.names())
+            store.trash.close()
+        with suppress(OSError):
+            self.trash.rmdir()
 
     def staged_digests(self) -> set[bytes]:
         """Give the digests of all that is staged on any branch."""
         with self.db.read() as con:
-            rows = con.execute("SELECT substr(value, 1, 32) FROM staging WHERE value IS NOT NULL")
-            shown = con.execute("SELECT substr(value, 1, 32) FROM shown WHERE value IS NOT NULL")
-            return {digest for (digest,) in (*rows, *shown)}
+            return {value[:32] for value in self.staged_values(con)}
+
+    @staticmethod
+    def staged_values(con: sqlite3.Connection) -> list[bytes]:
+        """Give digest and size, in 40 bytes, of all that is staged on any branch."""
+        rows = con.execute("SELECT substr(value, 1, 40) FROM staging WHERE value IS NOT NULL").fetchall()
+        rows += con.execute("SELECT substr(value, 1, 40) FROM shown WHERE value IS NOT NULL").fetchall()
+        return [value for (value,) in rows]
 
     def pending(self, branch: Branch) -> Pending:
         """Read what is staged on a branch and what its folder started from."""
@@ -126,6 +151,7 @@ class Engine:
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""
         self.db.close()
+        self.views.close()
         self.scratch.close()
 
 

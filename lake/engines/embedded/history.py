@@ -7,14 +7,15 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from threading import Lock
 
-from lake.engines.embedded.database import Database
+from lake.engines.embedded.database import DEPARTED, Database
 from lake.errors import AlreadyExists, BadInput, ConflictError, ProtectedBranch, RefNotFound
 from lake.names import is_commit_id
 from lake.refs import is_prefix, not_found, parse, resolve_steps
@@ -91,6 +92,22 @@ def add_commit(con: sqlite3.Connection, body: bytes) -> CommitId:
     commit = commit_id(body)
     con.execute("INSERT OR IGNORE INTO commits (id, body) VALUES (?, ?)", (commit, body))
     return commit
+
+
+def check_kept(con: sqlite3.Connection, commits: Iterable[CommitId]) -> None:
+    """Raise `RefNotFound` if one of these commits was collected since it was read."""
+    for commit in commits:
+        if con.execute("SELECT 1 FROM commits WHERE id = ?", (commit,)).fetchone() is None:
+            raise RefNotFound(
+                f"commit {commit} was not reachable from any branch or tag, and was collected just now",
+                fix="make a branch or tag at a commit that is to be kept",
+            )
+
+
+def let_go(con: sqlite3.Connection, commit: CommitId) -> None:
+    """Note that a branch or tag has given up a commit: the collector keeps its history for a grace period from now."""
+    con.execute(DEPARTED)
+    con.execute("INSERT INTO departed VALUES (?, ?)", (commit, time.time()))
 
 
 def move_branch(con: sqlite3.Connection, branch: Branch, commit: CommitId) -> None:
@@ -201,6 +218,12 @@ class History:
                 self._nodes.clear()
             self._nodes[commit] = node
         return node
+
+    def forget(self, commits: Iterable[CommitId]) -> None:
+        """Drop commits that were collected from what is kept in memory."""
+        with self._lock:
+            for commit in commits:
+                self._nodes.pop(commit, None)
 
     def log(self, start: CommitId, *, first_parent: bool) -> Iterator[Commit]:
         """Yield a commit and its ancestors, in the reverse order of their making."""

@@ -8,23 +8,25 @@ been hashed again.
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lake.durable import point
-from lake.engines.embedded.files import boot_id, copy_new, flocked, hash_file, is_sealed, seal, sync_files, write_new
+from lake.engines.embedded.files import boot_id, copy_new, hash_file, is_sealed, seal, sync_files, write_new
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
+from lake.engines.embedded.turns import Turns
 from lake.errors import CorruptObject, NotFound
-
-_LOCK = ".lock"
 
 
 class Incoming:
-    """Contents by digest, below `incoming/<boot>/`."""
+    """Contents by digest, below `incoming/<boot>/`.
 
-    def __init__(self, root: Path, store: Store, scratch: Scratch) -> None:
+    A content is kept and staged in one piece of work (`Turns.working`): in between, nobody knows that it is wanted.
+    """
+
+    def __init__(self, root: Path, store: Store, scratch: Scratch, turns: Turns) -> None:
         self.root = root
+        self._turns = turns
         self._store = store
         self._scratch = scratch
         self._folder = root / boot_id()
@@ -81,7 +83,7 @@ class Incoming:
         if os.path.exists(target):
             return target
         boots = os.listdir(self.root)
-        found = [f"{self.root}/{boot}/{name}" for boot in boots if boot not in {self._folder.name, _LOCK}]
+        found = [f"{self.root}/{boot}/{name}" for boot in boots if boot != self._folder.name]
         return next((path for path in found if os.path.exists(path)), None)
 
     def bring_in(self, wanted: Mapping[bytes, tuple[int, str]]) -> None:
@@ -114,19 +116,15 @@ class Incoming:
             point("commit.staged-named")
         self._store.sync_folders(list(wanted))
 
-    def arriving(self) -> AbstractContextManager[bool]:
-        """Keep sweepers away between keeping a content and staging it."""
-        return flocked(self.root / _LOCK, shared=True)
-
     def sweep(self, staged: Callable[[], set[bytes]]) -> None:
         """Remove what nobody stages: left by a kill, a reset, or a put that was put over.
 
         Nothing is done while somebody is putting; `staged` is asked for digests only if there is something to judge.
         """
-        boots = [self.root / boot for boot in os.listdir(self.root) if boot != _LOCK]
+        boots = [entry for entry in self.root.iterdir() if entry.is_dir()]
         if not any(any(boot.iterdir()) or boot != self._folder for boot in boots):
             return
-        with flocked(self.root / _LOCK, wait=False) as alone:
+        with self._turns.alone() as alone:
             kept = {digest.hex() for digest in staged()} if alone else set()
             for boot in boots if alone else ():
                 for name in os.listdir(boot):

@@ -81,18 +81,11 @@ def encode(keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
 
 def decode(block: bytes, name: str) -> tuple[list[bytes], list[bytes]]:
     """Read a block back, or raise `CorruptObject` if its parts do not add up."""
-    if len(block) < _HEAD.size or not block.startswith(_MAGIC):
-        raise CorruptObject(f"manifest {name} is not a manifest", fix="restore it from a copy of the repository")
-    _, count, key_bytes, rest_count, rest_bytes = _HEAD.unpack_from(block)
-    start = _HEAD.size
-    body = start + key_bytes
-    index_at = body + count * FIXED
-    rest_at = index_at + (4 * count if rest_count else 0)
-    if len(block) != rest_at + rest_bytes:
-        raise CorruptObject(f"manifest {name} has the wrong length", fix="restore it from a copy of the repository")
+    count, body, rest_count, rest_at = _parts(block, name)
     if not count:
         return [], []
-    keys = block[start:body].split(_SEPARATOR)
+    index_at = body + count * FIXED
+    keys = block[_HEAD.size : body].split(_SEPARATOR)
     values = [block[at : at + FIXED] for at in range(body, index_at, FIXED)]
     if rest_count:
         index = array("I", block[index_at:rest_at])
@@ -101,6 +94,24 @@ def decode(block: bytes, name: str) -> tuple[list[bytes], list[bytes]]:
         rests = [b"", *block[rest_at:].split(_SEPARATOR)]
         values = [value + rests[which] if which else value for value, which in zip(values, index, strict=True)]
     return keys, values
+
+
+def fixed_of(block: bytes, name: str) -> memoryview:
+    """Give the 40 fixed bytes of all records of a block, one after another, without reading anything else."""
+    count, body, _, _ = _parts(block, name)
+    return memoryview(block)[body : body + count * FIXED]
+
+
+def _parts(block: bytes, name: str) -> tuple[int, int, int, int]:
+    """Give the count of records, where their fixed bytes begin, the count of rests, and where those begin."""
+    if len(block) < _HEAD.size or not block.startswith(_MAGIC):
+        raise CorruptObject(f"manifest {name} is not a manifest", fix="restore it from a copy of the repository")
+    _, count, key_bytes, rest_count, rest_bytes = _HEAD.unpack_from(block)
+    body = _HEAD.size + key_bytes
+    rest_at = body + count * FIXED + (4 * count if rest_count else 0)
+    if len(block) != rest_at + rest_bytes:
+        raise CorruptObject(f"manifest {name} has the wrong length", fix="restore it from a copy of the repository")
+    return count, body, rest_count, rest_at
 
 
 def is_boundary(key: bytes) -> bool:

@@ -14,11 +14,13 @@ from lake.engines.embedded.engine import Engine, kind_of
 from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
+from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, Progress, collect
 from lake.engines.embedded.history import (
     Branch,
     History,
     check_free,
     check_unprotected,
+    let_go,
     new_token,
     read_staging,
     stage,
@@ -79,6 +81,18 @@ class EmbeddedRepository(Handle):
         """Give (what, state, detail) of what the file system here can and cannot do, for `emlake doctor`."""
         return examine(self._engine)
 
+    @guarded
+    def collect_garbage(
+        self,
+        *,
+        grace_s: float = GRACE_S,
+        dry_run: bool = False,
+        wait_s: float = WAIT_S,
+        progress: Progress = lambda step, done, total: None,
+    ) -> Collected:
+        """Remove what no branch, tag, session, view or grace period needs, beside readers and writers; see `gc`."""
+        return collect(self._engine, grace_s=grace_s, dry_run=dry_run, wait_s=wait_s, progress=progress)
+
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""
         self._engine.close()
@@ -120,6 +134,7 @@ class EmbeddedRepository(Handle):
                 raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
             with self._engine.db.write() as con:
                 con.execute("DELETE FROM branches WHERE token = ?", (branch.token,))
+                let_go(con, branch.head)
                 con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
                 forget_state(con, branch.token)
             point("delete-branch.forgotten")
@@ -146,9 +161,11 @@ class EmbeddedRepository(Handle):
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self._engine.db.write() as con:
-            if con.execute("DELETE FROM tags WHERE name = ?", (name,)).rowcount != 1:
+            removed = con.execute("DELETE FROM tags WHERE name = ? RETURNING target", (name,)).fetchall()
+            if not removed:
                 known = self._history.listing(con, "tags", "target", "")
                 raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, known))
+            let_go(con, removed[0][0])
 
     @guarded
     def protect(self, pattern: str, *more: str) -> None:
@@ -179,7 +196,7 @@ class EmbeddedRepository(Handle):
         metadata = check_metadata(metadata)
         self._writable(branch)
         incoming = self._engine.incoming
-        with incoming.arriving():
+        with self._engine.turns.working():
             if isinstance(data, Path):
                 digest, size = incoming.put_file(data)
             else:
@@ -219,7 +236,7 @@ class EmbeddedRepository(Handle):
             return self._engine.objects.read(digest_of(found), key)
         except CorruptObject:
             # Put over, and swept, between the two? Then the second look finds the new one.
-            with self._engine.incoming.arriving():
+            with self._engine.turns.working():
                 if (now := self._find(ref, key)) == found:
                     raise
                 return self._engine.objects.read(digest_of(now), key)
@@ -281,7 +298,7 @@ class EmbeddedRepository(Handle):
         """Give a writable folder that starts with the branch's content under `prefix`."""
         head = check_prefix(prefix)
         self._writable(branch)
-        with self._engine.locked(branch) as found, self._engine.incoming.arriving():
+        with self._engine.locked(branch) as found, self._engine.turns.working():
             return Location(str(self._engine.workspaces.open(found, head)), writable=True)
 
     # -- history ------------------------------------------------------------------------------------------------------
@@ -304,7 +321,7 @@ class EmbeddedRepository(Handle):
         """Drop what is pending on `branch`."""
         engine = self._engine
         self._writable(branch)
-        with engine.locked(branch) as found, engine.incoming.arriving():
+        with engine.locked(branch) as found, engine.turns.working():
             pending = engine.pending(found)
             if pending.state:
                 engine.workspaces.restore(found, pending.state)

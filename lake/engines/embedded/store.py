@@ -27,9 +27,11 @@ from lake.engines.embedded.files import (
     write_new,
 )
 from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.trash import Trash
 from lake.errors import ConflictError, CorruptObject
 
 R = TypeVar("R")
+_LOOKS = 4  # a content moves at most from the staged ones to the store, to the trash and back while one looks for it
 _FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
@@ -52,6 +54,7 @@ class Store:
         self._text = str(root)
         self._scratch = scratch
         self._can_clone = True  # until the file system says no
+        self.trash = Trash(str(root.parent / "trash" / root.name), self._text)
         self.elsewhere: Callable[[bytes], str | None] = lambda digest: None  # finds contents that are not stored yet
 
     @staticmethod
@@ -67,20 +70,27 @@ class Store:
         return f"{self._text}/{name[:2]}/{name[2:]}"
 
     def locate(self, digest: bytes) -> str:
-        """Say where the content with this digest lies, committed or not."""
+        """Say where the content with this digest lies: committed, staged, or condemned."""
         path = self.path(digest)
-        return path if os.path.exists(path) else self.elsewhere(digest) or path
+        return path if os.path.exists(path) else self.elsewhere(digest) or self.trash.find(digest.hex()) or path
 
     def holds(self, digest: bytes, size: int) -> bool:
-        """Tell whether the object is there and sound, by its seal or, if that is broken, by its bytes."""
-        return self._is_sound(self.path(digest), digest, size)
+        """Tell whether the object is there and sound, by its seal or, if that is broken, by its bytes.
+
+        Whoever acts on a yes does so inside a piece of work (`Turns.working`), and commits or stages in it what refers
+        to the object: until then a collector may condemn it, but not remove it.
+        """
+        path = self.path(digest)
+        with suppress(FileNotFoundError):
+            if self._is_sound(path, digest, size):
+                return True
+        with suppress(FileNotFoundError):
+            return self.trash.rescue(digest.hex()) and self._is_sound(path, digest, size)
+        return False
 
     @staticmethod
     def _is_sound(path: str, digest: bytes, size: int) -> bool:
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError:
-            return False
+        stat = os.stat(path)
         if is_sealed(stat, digest, size):
             return True
         if stat.st_size != size or hash_file(path) != digest:
@@ -90,7 +100,7 @@ class Store:
 
     def check(self, digest: bytes, size: int, what: str) -> None:
         """Raise `CorruptObject` if the object is missing or damaged."""
-        if not self._is_sound(self.locate(digest), digest, size):
+        if not self._from(digest, what, lambda path: self._is_sound(path, digest, size)):
             raise self.corrupt(digest, what)
 
     def corrupt(self, digest: bytes, what: str) -> CorruptObject:
@@ -205,13 +215,13 @@ class Store:
     # -- out ----------------------------------------------------------------------------------------------------------
     def _from(self, digest: bytes, what: str, action: Callable[[str], R]) -> R:
         """Do something with the file of an object; `CorruptObject` if there is none."""
-        try:
-            return action(self.locate(digest))
-        except FileNotFoundError:
-            # A commit may have given it its name in the store since we looked.
-            if not os.path.exists(self.path(digest)):
-                raise self.corrupt(digest, what) from None
+        for _ in range(_LOOKS):
+            # A commit may give it its name in the store between look and action, a collector take it and put it back.
+            with suppress(FileNotFoundError):
+                return action(self.locate(digest))
+        if os.path.exists(self.path(digest)):
             return action(self.path(digest))
+        raise self.corrupt(digest, what)
 
     def read(self, digest: bytes, what: str) -> bytes:
         """Read an object and check its bytes, or raise `CorruptObject`."""

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from lake.engines.lakefs import merging, objects, threeway
 from lake.engines.lakefs.address import Address, resolve
@@ -304,6 +305,14 @@ class LakeFSRepository(References, Handle):
     ) -> CommitId:
         """Undo commit `ref` on `branch` by whole units; see the protocol."""
         return merging.revert(self, self._wire, branch, ref, parent, message, check_metadata(metadata))
+
+    def collect_garbage(self, **_: object) -> NoReturn:
+        """Raise `BadInput`: only the server's owner can remove objects, with lakeFS's own collector."""
+        raise BadInput(
+            f"{self.location} is on a lakeFS server, which removes objects itself; nothing was removed",
+            fix="have its operator run lakeFS garbage collection (the lakefs-spark-client job, not for local storage); "
+            "the retention rules that `emlake init` sets keep the branch of every release; `emlake doctor` checks them",
+        )
 
 
 def _folder(key: str) -> str:
