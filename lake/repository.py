@@ -252,6 +252,10 @@ class Repository(Protocol):
         """Release connections and file handles; the repository stays as it is."""
         ...
 
+    def server_gate(self) -> "ServerGate | None":
+        """Give the release gate that runs inside the server; None on an engine without a server."""
+        ...
+
     # -- work and reading (the same code on every engine: `Handle`) -----------------------------------------------
     def session(self, branch: str, *, owner: str | None = None, wait_s: float = 0.0, resume: bool = True) -> "Session":
         """Become the one writer of `branch`, or raise `ConflictError` naming who is and since when."""
@@ -262,8 +266,24 @@ class Repository(Protocol):
         ...
 
 
+class ServerGate(Protocol):
+    """The release gate that runs inside a server, as the server's own record and conduct show it."""
+
+    def ran_for(self, merge: CommitId) -> bool:
+        """Tell whether the server ran the gate for this merge into main, and the gate let it in."""
+        ...
+
+    def refuses(self) -> bool:
+        """Tell whether the server refuses, now, what the gate must refuse; no branch is moved by asking."""
+        ...
+
+
 class Handle:
     """What every engine inherits: `session` and `snapshot`, written once over the protocol's primitives."""
+
+    def server_gate(self) -> ServerGate | None:
+        """Give None: there is no server that could hold a gate of its own."""
+        return None
 
     def session(
         self: Repository, branch: str, *, owner: str | None = None, wait_s: float = 0.0, resume: bool = True

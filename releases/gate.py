@@ -1,22 +1,20 @@
-"""Decides whether a candidate may go out. Changes nothing.
+"""Judges a candidate by the policy of main. Changes nothing.
 
-Two locks with the same rules: `judge` and `refusal` here, and the action that `init` lays down for a server.
+Whether a judged candidate may be merged is told by `releases.admission`, and on a server once more inside it.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
-from lake.engines.lakefs.gate import GATE_KEY
-from lake.errors import NotFound, ObjectNotFound, TableNotFound, nearest
+from lake.errors import NotFound, TableNotFound, nearest
 from lake.repository import CommitId, Repository
 from releases.history import current
-from releases.policy import POLICY_KEY, Gate, Policy, read_policy
+from releases.policy import Gate, Policy, read_policy
 from releases.verdict import GateResult, Outcome, Verdict, status_of
 
 QC_TABLES = ("tables/qc_metrics/", "tables/qc_results/")
@@ -175,40 +173,3 @@ def _waive(results: Iterable[GateResult], policy: Policy, granted: list[dict[str
 
 def _with(result: GateResult, outcome: Outcome, waiver: str) -> GateResult:
     return replace(result, outcome=outcome, waiver=waiver)
-
-
-def refusal(repo: Repository, source: str, metadata: Mapping[str, str]) -> str | None:
-    """Say why a merge of `source` into main must not happen, or None if it may: the client's half of the gate."""
-    dest = repo.resolve("main")
-    head = repo.resolve(source)
-    q, release = metadata["qc"], metadata["release"]
-    if metadata["expect_dest"] != dest:
-        return f"main moved to {dest[:12]} since it was judged"
-    try:
-        verdict = json.loads(repo.get(head, f"_qc/{q}.json"))
-    except (ObjectNotFound, ValueError):
-        return f"there is no readable verdict on {q[:12]}"
-    if verdict.get("status") not in {"pass", "waived"}:
-        return f"the verdict is {verdict.get('status')}"
-    if verdict.get("commit") != q or verdict.get("dest") != dest:
-        return "the verdict is about another commit or another head of main"
-    mine = ("_qc/", f"_releases/{release}/")
-    late = [c.key for c in repo.diff(q, head) if not c.key.startswith(mine)]
-    if late:
-        return f"changed after QC: {late[0]}" + (f" and {len(late) - 1} more" if len(late) > 1 else "")
-    lacking = next(iter(repo.diff(head, dest, three_dot=True)), None)
-    if lacking is not None:
-        return f"main holds what the candidate lacks: {lacking.key}; run `emlake release refresh {release}`"
-    return _gate_change(repo, dest, head, release)
-
-
-def _gate_change(repo: Repository, dest: CommitId, head: CommitId, release: str) -> str | None:
-    """A candidate may change gate or policy only if it changes nothing else (but its own QC and release folders)."""
-    changed = [c.key for c in repo.diff(dest, head)]
-    rules = [key for key in changed if key.startswith("_lakefs_actions/") or key == POLICY_KEY]
-    if not rules:
-        gate_here = repo.stat(head, GATE_KEY).checksum
-        return None if gate_here == repo.stat(dest, GATE_KEY).checksum else "the gate differs from main's"
-    free = ("_lakefs_actions/", "_policy/", "_qc/", f"_releases/{release}/", *QC_TABLES)
-    other = [key for key in changed if not key.startswith(free)]
-    return f"it changes the gate ({rules[0]}) together with data ({other[0]})" if other else None

@@ -23,7 +23,9 @@ from lake.digests import canonical_json
 from lake.errors import ConflictError, GateRefused, NotFound, StorageError, TableNotFound
 from lake.ops import append_rows
 from lake.repository import CommitId, Repository
-from releases.gate import candidate_branch, judge, refusal
+from releases.admission import refusal
+from releases.gate import candidate_branch, judge
+from releases.guard import check_main, unlike
 from releases.history import Release, current, find, history, standing
 from releases.manifest import build_release_files, manifest_digest, read_manifest
 from releases.verdict import Verdict
@@ -76,6 +78,7 @@ def publish(repo: Repository, name: str, *, user: str) -> Published:
 def _merge(repo: Repository, release: str, user: str) -> CommitId:
     branch = candidate_branch(repo, release)
     dest = repo.resolve("main")
+    check_main(repo, dest)
     lacking = next(iter(repo.diff(branch, dest, three_dot=True)), None)
     if lacking is not None:
         raise ConflictError(
@@ -98,12 +101,29 @@ def _merge(repo: Repository, release: str, user: str) -> CommitId:
         "manifest_digest": digest,
         "user": user,
     }
-    why = refusal(repo, branch, metadata)
+    # From here on a commit, not the branch: whatever is written to it meanwhile was not judged.
+    head = repo.resolve(branch)
+    why = refusal(repo, head, metadata)
     if why is not None:
-        raise GateRefused(f"{branch}: {why}", fix="run `emlake qc run` and publish again")
-    merge = repo.merge(branch, "main", f"release {release}", metadata, expect_head=dest)
+        raise GateRefused(f"{branch}: {why}", fix=f"run `emlake qc run {branch}` and publish again")
+    merge = repo.merge(head, "main", f"release {release}", metadata, expect_head=dest)
     durable.point("publish.merged")
+    _check_landed(repo, dest, head, merge, user)
     return merge
+
+
+def _check_landed(repo: Repository, dest: CommitId, head: CommitId, merge: CommitId, user: str) -> None:
+    """Undo a merge that did not give main the tree that was judged, whatever let it through."""
+    why = unlike(repo, repo.commit_info(merge), dest, head)
+    if why is None:
+        return
+    undone = repo.revert(
+        "main", merge, parent=1, message=f"undo {merge}: {why}", metadata={"rollback_of": merge, "user": user}
+    )
+    raise ConflictError(
+        f"the merge {merge} is not what was judged: {why}; {undone} undid it",
+        fix="run `emlake doctor`, then make the candidate again under a new name",
+    )
 
 
 def refused(release: str, verdict: Verdict, limit: int = 8) -> str:

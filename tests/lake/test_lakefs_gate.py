@@ -115,7 +115,7 @@ def test_a_verdict_that_is_no_json_object_is_refused(repo, text):
     release = candidate(repo)
     repo.put(release.branch, f"_qc/{release.qc}.json", text)
     repo.commit(release.branch, "verdict")
-    refused(release, "not a JSON object|QC verdict is nil")
+    refused(release, "not a JSON object|QC verdict is not told")
 
 
 @pytest.mark.parametrize("status", ["fail", "unknown", "PASS", ""])

@@ -20,9 +20,10 @@ from lake.errors import (
     NotFound,
     ProtectedBranch,
 )
+from releases.admission import refusal
 from releases.candidates import candidate, refresh
 from releases.diff import release_diff
-from releases.gate import judge, refusal
+from releases.gate import judge
 from releases.history import current, history, standing
 from releases.publish import plan_rollback, publish, rollback
 from releases.verify import verify
@@ -274,7 +275,7 @@ def test_a_candidate_that_changes_gate_and_data_is_refused_by_the_client(repo, m
         session.put("params/align/default/1.json", b"{}")
         session.commit("both")
     judge_with("r1")
-    with pytest.raises(GateRefused, match="together with data"):
+    with pytest.raises(GateRefused, match=r"together with params/align/default/1\.json"):
         publish(repo, "r1", user="ann")
     assert current(repo) is None
 
@@ -294,8 +295,8 @@ def test_the_client_gate_refuses_a_moved_destination_and_a_forged_verdict(repo, 
     q = make("r1")
     head = repo.resolve("main")
     good = {"release": "r1", "qc": q, "expect_dest": head}
-    assert "no readable verdict" in refusal(repo, "cand-r1", good)
-    assert "main moved" in refusal(repo, "cand-r1", {**good, "expect_dest": "0" * 64})
+    assert "no QC verdict" in refusal(repo, "cand-r1", good)
+    assert "main has moved" in refusal(repo, "cand-r1", {**good, "expect_dest": "0" * 64})
     with repo.session("cand-r1", owner="forger") as session:
         verdict = {"status": "pass", "commit": q, "dest": head}
         session.put(f"_qc/{q}.json", json.dumps(verdict).encode())

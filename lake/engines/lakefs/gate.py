@@ -11,12 +11,18 @@ The merge must carry the metadata
 
 and the source must hold `_qc/<Q>.json` with `commit` = Q, `dest` = that head and `status` `pass` or `waived`. Between Q
 and the source only `_qc/` and `_releases/<release>/` may differ, and main may hold nothing that the source lacks: so
-main becomes the tree that was judged. In a pre-merge action the first parent of the commit to be is the head that the
-server is about to replace, under its own compare-and-set; comparing `expect_dest` with it closes the race of two
-publishers.
+main becomes the tree that was judged. What changes gate or policy may change nothing else. In a pre-merge action the
+first parent of the commit to be is the head that the server is about to replace, under its own compare-and-set;
+comparing `expect_dest` with it closes the race of two publishers. The second parent is the commit that is merged: the
+name of a branch would show what is staged on it and not merged. A squash merge has no second parent.
+
+`releases.admission` says the same in the same words, rule by rule and in this order; a test holds them together.
 """
 
 GATE_KEY = "_lakefs_actions/release_gate.yaml"
+# What the server's log of its actions calls them.
+ACTION, HOOK = "release gate", "judged"
+NO_RELEASE = "this merge is not a release: use `emlake release publish`"
 
 # `diff_refs` is three-dot: "what did the right side change since both were one". So equality of two lines takes both
 # directions. The server's Lua has no string.match; its regexp module has Go's syntax.
@@ -38,8 +44,8 @@ hooks:
         local regexp = require("regexp")
 
         local repository = action.repository_id
-        local source = action.source_ref
         local head = action.commit.parents[1]
+        local source = action.commit.parents[2]
         local request = action.commit.metadata or {}
 
         local function demand(holds, reason)
@@ -49,6 +55,7 @@ hooks:
         end
 
         local function check_request()
+          demand(source, "a squash merge is not a release")
           demand(request.release and request.qc and request.expect_dest,
             "this merge is not a release: use `emlake release publish`")
           demand(regexp.match("^[A-Za-z0-9][A-Za-z0-9_-]*$", request.release),
@@ -59,15 +66,19 @@ hooks:
             "main has moved: it is at " .. tostring(head) .. ", not at " .. request.expect_dest)
         end
 
+        local function told(value)
+          return type(value) == "string" and value or "not told"
+        end
+
         local function check_verdict()
           local code, text = lakefs.get_object(repository, source, "_qc/" .. request.qc .. ".json")
-          demand(code == 200, "there is no QC verdict on " .. request.qc .. " (" .. tostring(code) .. ")")
+          demand(code == 200, "there is no QC verdict on " .. request.qc)
           local readable, verdict = pcall(json.unmarshal, text)
           demand(readable and type(verdict) == "table", "the QC verdict is not a JSON object")
           demand(verdict.status == "pass" or verdict.status == "waived",
-            "the QC verdict is " .. tostring(verdict.status))
-          demand(verdict.commit == request.qc, "the QC verdict is on commit " .. tostring(verdict.commit))
-          demand(verdict.dest == head, "the QC verdict was reached against " .. tostring(verdict.dest))
+            "the QC verdict is " .. told(verdict.status))
+          demand(verdict.commit == request.qc, "the QC verdict is on commit " .. told(verdict.commit))
+          demand(verdict.dest == head, "the QC verdict was reached against " .. told(verdict.dest))
         end
 
         local function within(path, folders)
@@ -79,17 +90,37 @@ hooks:
           return false
         end
 
-        local function check_changes(left, right, folders, reason)
+        local function each_change(left, right, prefix, reason, look)
           local after, more = "", true
           while more do
-            local code, page = lakefs.diff_refs(repository, left, right, after)
+            local code, page = lakefs.diff_refs(repository, left, right, after, prefix)
+            demand(code ~= 404, reason .. "there is no commit " .. request.qc)
             demand(code == 200, reason .. "diff failed (" .. tostring(code) .. ")")
             for _, change in pairs(page.results) do
               if type(change) == "table" then
-                demand(within(change.path, folders), reason .. change.path)
+                look(change.path)
               end
             end
             after, more = page.pagination.next_offset, page.pagination.has_more
+          end
+        end
+
+        local function check_changes(left, right, folders, reason)
+          each_change(left, right, "", reason, function(path)
+            demand(within(path, folders), reason .. path)
+          end)
+        end
+
+        local function check_rules()
+          local rules = false
+          for _, place in ipairs({"_lakefs_actions/", "_policy/release.toml"}) do
+            each_change(head, source, place, "", function(path)
+              rules = true
+            end)
+          end
+          if rules then
+            check_changes(head, source, {"_lakefs_actions/", "_policy/", "tables/qc_metrics/", "tables/qc_results/",
+              "_qc/", "_releases/" .. request.release .. "/"}, "gate or policy change together with ")
           end
         end
 
@@ -99,6 +130,7 @@ hooks:
         check_changes(request.qc, source, allowed, "changed after QC: ")
         check_changes(source, request.qc, {}, "QC judged another line of work, with ")
         check_changes(source, head, {}, "main holds what the candidate lacks: ")
+        check_rules()
 """
 
 

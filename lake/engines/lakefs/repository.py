@@ -9,6 +9,7 @@ from lake.engines.lakefs import merging, objects, threeway
 from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
+from lake.engines.lakefs.gate_runs import RunningGate
 from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.references import COMMIT_FIELDS, MAIN, References, commit_from
@@ -109,6 +110,10 @@ class LakeFSRepository(References, Handle):
     def install_gate(self, branch: str) -> None:
         """Stage the server-side release gate on `branch`; once committed it watches merges into main."""
         self.put(branch, GATE_KEY, gate_yaml(), content_type="application/yaml")
+
+    def server_gate(self) -> RunningGate:
+        """Give the gate as the server runs it."""
+        return RunningGate(self._wire)
 
     # -- objects ------------------------------------------------------------------------------------------------
     def put(

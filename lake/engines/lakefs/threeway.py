@@ -162,7 +162,7 @@ def rehearse(wire: Wire, plan: Plan, expected: frozenset[str], act: Callable[[st
     commit, right : commit id, bool
         The outcome, and whether the server did it right by itself.
     """
-    with _hidden_branch(wire, plan.ours) as branch:
+    with hidden_branch(wire, plan.ours) as branch:
         act(branch)
         outcome = _head(wire, branch)
         actual = changed_keys(wire, plan.ours, outcome)
@@ -183,7 +183,8 @@ def rehearse(wire: Wire, plan: Plan, expected: frozenset[str], act: Callable[[st
 
 
 @contextmanager
-def _hidden_branch(wire: Wire, commit: CommitId) -> Iterator[str]:
+def hidden_branch(wire: Wire, commit: CommitId) -> Iterator[str]:
+    """Lend a branch at `commit` that no listing shows; it is gone afterwards."""
     _tidy(wire)
     name = f"{_REHEARSAL}{time.time():.0f}-{secrets.token_hex(8)}"
     body = {"name": name, "source": commit, "hidden": True}

@@ -1,0 +1,119 @@
+"""Looks at how main came to where it is: every step must be a release that the gate would let in, or its undoing."""
+
+from collections.abc import Iterator
+
+from lake.engines.lakefs.gate import gate_yaml
+from lake.errors import ConflictError, LakeError, ObjectNotFound
+from lake.repository import Commit, CommitId, Repository
+from releases.admission import gate_at, refusal
+from releases.policy import POLICY_KEY
+from releases.setup import PROTECTED
+
+Finding = tuple[str, str, str]
+
+
+def check_main(repo: Repository, head: CommitId) -> None:
+    """Raise `ConflictError` if main lacks its gate, or was moved by something else than publish and rollback."""
+    strange = next(strays(repo), None)
+    if strange is not None:
+        raise ConflictError(
+            f"main was moved past the gate by {strange.id} ({strange.message!r})", fix=_how_to_undo(strange)
+        )
+    if gate_at(repo, head) is None:
+        raise ConflictError("main holds no gate", fix="`emlake doctor` tells which commit took it away: undo that one")
+
+
+def strays(repo: Repository) -> Iterator[Commit]:
+    """Yield commits of main that are neither set-up nor release nor undoing, nor undone since; newest first."""
+    undone: set[CommitId] = set()
+    for commit in repo.log("main", first_parent=True):
+        if "rollback_of" in commit.metadata:
+            undone.add(commit.metadata["rollback_of"])
+        elif commit.id not in undone and not _is_release(commit) and _has_policy_before(repo, commit):
+            yield commit
+
+
+def unlike(repo: Repository, commit: Commit, dest: CommitId, head: CommitId) -> str | None:
+    """Say in what `commit` on main differs from the merge of `head` into `dest`, or None."""
+    if not commit.parents or commit.parents[0] != dest:
+        return f"it does not stand on {dest}"
+    if len(commit.parents) != 2:
+        return f"it has {len(commit.parents)} parents"
+    different = next(iter(repo.diff(head, commit.id)), None)
+    return None if different is None else f"its tree is not the candidate's: {different.key} differs"
+
+
+def examine(repo: Repository) -> list[Finding]:
+    """Give (what, state, detail) for the gate on main and inside the server, and for every step that main took.
+
+    Nothing for a repository that `init` did not make ready for releases.
+    """
+    if not {"archive", "ops"} <= set(repo.branches()):
+        return []
+    open_to_all = sorted(set(PROTECTED) - set(repo.protected()))
+    gate = gate_at(repo, repo.resolve("main"))
+    findings: list[Finding] = [("protection", "missing", f"{p}: repo.protect({p!r})") for p in open_to_all]
+    if gate is None:
+        findings.append(("gate", "missing", "main holds no gate: undo the commit that took it away"))
+    elif gate != gate_yaml():
+        old = "main holds the gate of another version; publish a candidate that changes nothing but the gate"
+        findings.append(("gate", "differs", old))
+    else:
+        findings.append(("gate", "ok", "main holds the gate of this version"))
+    findings += [("main", "past gate", f"{c.id} ({c.message!r}): {_how_to_undo(c)}") for c in strays(repo)]
+    for commit in repo.log("main", first_parent=True):
+        findings += _step(repo, commit)
+    findings += _inside_server(repo)
+    return findings
+
+
+def _step(repo: Repository, commit: Commit) -> Iterator[Finding]:
+    if _is_release(commit):
+        name, (dest, head) = commit.metadata["release"], commit.parents
+        why = refusal(repo, head, commit.metadata, dest=dest) or unlike(repo, commit, dest, head)
+        if why is not None:
+            yield "release", "past gate", f"{name} ({commit.id}) should not have been let in: {why}"
+    elif "rollback_of" in commit.metadata:
+        undone = repo.commit_info(commit.metadata["rollback_of"])
+        before = undone.parents[0] if undone.parents else undone.id
+        different = next(iter(repo.diff(before, commit.id)), None)
+        if different is not None:
+            yield "rollback", "past gate", f"{commit.id} does not give back what main held: {different.key} differs"
+
+
+def _inside_server(repo: Repository) -> Iterator[Finding]:
+    server = repo.server_gate()
+    if server is None:
+        return
+    for commit in repo.log("main", first_parent=True):
+        # What was copied from another lake was judged there.
+        if _is_release(commit) and "cloned_from" not in commit.metadata and not server.ran_for(commit.id):
+            name = commit.metadata["release"]
+            yield "server gate", "did not run", f"the server let release {name} ({commit.id}) through unasked"
+    try:
+        refused = server.refuses()
+    except LakeError as error:
+        yield "server gate", "unknown", error.message
+    else:
+        lets_in = "the server merges what its gate must refuse: are actions switched off (actions.enabled)?"
+        yield "server gate", "ok" if refused else "open", "the server refuses" if refused else lets_in
+
+
+def _is_release(commit: Commit) -> bool:
+    return "release" in commit.metadata and len(commit.parents) == 2
+
+
+def _has_policy_before(repo: Repository, commit: Commit) -> bool:
+    # What lays down the first policy, and what came before it, is set-up.
+    if not commit.parents:
+        return False
+    try:
+        repo.stat(commit.parents[0], POLICY_KEY)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _how_to_undo(commit: Commit) -> str:
+    parent = ", parent=1" if len(commit.parents) > 1 else ""
+    return f"undo it: repo.revert('main', '{commit.id}'{parent}, metadata={{'rollback_of': '{commit.id}'}})"
