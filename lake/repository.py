@@ -256,6 +256,10 @@ class Repository(Protocol):
         """Give the release gate that runs inside the server; None on an engine without a server."""
         ...
 
+    def retention(self) -> "Retention | None":
+        """Give the rules of the server's own garbage collection; None on an engine without a server."""
+        ...
+
     # -- work and reading (the same code on every engine: `Handle`) -----------------------------------------------
     def session(self, branch: str, *, owner: str | None = None, wait_s: float = 0.0, resume: bool = True) -> "Session":
         """Become the one writer of `branch`, or raise `ConflictError` naming who is and since when."""
@@ -278,11 +282,27 @@ class ServerGate(Protocol):
         ...
 
 
+class Retention(Protocol):
+    """What a server's own garbage collection keeps: days by branch, the default under the empty name."""
+
+    def days(self) -> Mapping[str, int]:
+        """Give the rules; empty if there are none."""
+        ...
+
+    def keep(self, days: Mapping[str, int]) -> None:
+        """Raise the rules to at least these days; what is kept for longer stays so."""
+        ...
+
+
 class Handle:
     """What every engine inherits: `session` and `snapshot`, written once over the protocol's primitives."""
 
     def server_gate(self) -> ServerGate | None:
         """Give None: there is no server that could hold a gate of its own."""
+        return None
+
+    def retention(self) -> Retention | None:
+        """Give None: there is no server that collects."""
         return None
 
     def session(

@@ -11,6 +11,8 @@ from lake.repository import Repository
 from releases.policy import GRID_KEY, POLICY_KEY, default_policy, parse_policy
 
 PROTECTED = ("main", "cand-*", "archive", "ops")
+#: Days for which lakeFS's own garbage collection keeps what is behind a branch's head; the empty name: other branches.
+DAYS = {"": 14, "main": 36_500, "archive": 36_500, "ops": 36_500}
 
 
 def init(
@@ -61,11 +63,17 @@ def init(
         repo.commit("main", "policy, grid and gate")
     # In one call: a server takes seconds until a rule is in force.
     repo.protect(*PROTECTED)
+    if (rules := repo.retention()) is not None:
+        rules.keep(DAYS)
     return repo
 
 
 def is_ready(repo: Repository) -> bool:
-    """Tell whether `init` went through: policy on main's head, all branches protected."""
+    """Tell whether `init` went through: all branches made and protected, and kept by a server that collects."""
+    rules = repo.retention()
+    kept = {} if rules is None else rules.days()
+    if rules is not None and any(kept.get(branch, 0) < days for branch, days in DAYS.items()):
+        return False
     return set(PROTECTED) <= set(repo.protected()) and {"archive", "ops"} <= set(repo.branches())
 
 

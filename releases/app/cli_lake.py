@@ -85,7 +85,7 @@ def doctor(
     from lake.session import break_lock as break_it
     from lake.session import locks
     from lake.session import sweep as sweep_up
-    from releases import guard
+    from releases import guard, retention
     from releases.app.health import examine
 
     findings = examine()
@@ -97,7 +97,7 @@ def doctor(
     else:
         lake = open_repo(where)
         findings.append(("repository", "ok", where))
-        findings += guard.examine(lake)
+        findings += guard.examine(lake) + retention.examine(lake)
         if break_lock:
             break_it(lake, break_lock)
             findings.append(("lock", "broken", f"lock.{break_lock}; its owner is refused when it lands"))

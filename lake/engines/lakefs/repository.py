@@ -13,6 +13,7 @@ from lake.engines.lakefs.gate_runs import RunningGate
 from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.references import COMMIT_FIELDS, MAIN, References, commit_from
+from lake.engines.lakefs.retention import Retention
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
     AlreadyExists,
@@ -114,6 +115,10 @@ class LakeFSRepository(References, Handle):
     def server_gate(self) -> RunningGate:
         """Give the gate as the server runs it."""
         return RunningGate(self._wire)
+
+    def retention(self) -> Retention:
+        """Give the rules of the server's garbage collection."""
+        return Retention(self._wire)
 
     # -- objects ------------------------------------------------------------------------------------------------
     def put(
