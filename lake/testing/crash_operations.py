@@ -282,6 +282,34 @@ class Branch(OnMain):
             assert len(list((repo.root / "workspaces").iterdir())) == 0
 
 
+class Collect(OnMain):
+    """Every round removes a branch with work of its own, takes up some of its contents on `main`, and collects."""
+
+    def round(self, repo: Repository, number: int) -> None:
+        assert isinstance(repo, EmbeddedRepository)
+        name = f"gone{number}"
+        if name not in repo.branches():
+            repo.create_branch(name, "main")
+        repo.put(name, "waste", data(number, 100))
+        repo.put(name, "wanted again", data(number))
+        repo.commit(name, "soon gone", allow_empty=True)
+        repo.delete_branch(name)
+        repo.put("main", f"old/{number % 3}", data(number))
+        repo.location_of("main", "volumes/")
+        repo.commit("main", f"round {number}", {"round": f"{number}"})
+        repo.collect_garbage(grace_s=0.0)
+
+    def tree(self, landed: int) -> dict[str, bytes]:
+        return {**OLD, **{f"old/{n % 3}": data(n) for n in range(landed)}}
+
+    def check_clean(self, repo: Repository, landed: int) -> None:
+        super().check_clean(repo, landed)
+        assert isinstance(repo, EmbeddedRepository)
+        assert set(repo.branches()) == {"main", "side"}
+        needed = {stat.address for commit in repo.log("main") for stat in repo.list(commit.id)}
+        assert {str(path) for path in (repo.root / "objects").rglob("*") if path.is_file()} == needed
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "put": Put(),
     "commit": Commit(),
@@ -291,5 +319,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "tag": Tag(),
     "reset": Reset(),
     "branch": Branch(),
+    "gc": Collect(),
 }
 ON_A_SERVER = ("put", "commit", "merge", "revert", "tag")

@@ -308,16 +308,26 @@ class Disk:
         if isinstance(node, File):
             node.sync()
         elif isinstance(node, Folder):
-            late = []
-            for naming in self._late:
-                if any(folder is node for folder, _, _ in naming):
-                    _settle(naming, _ON_DISK)
-                else:
-                    late.append(naming)
-            self._late = late
+            self._settle_names(node)
         return node is not None
 
     _fdatasync = _fsync
+
+    def _settle_names(self, synced: Folder) -> None:
+        """Put the names of a folder on the disk, with what came before under the same names in other folders."""
+        lasting: list[Naming] = []
+        late: list[Naming] = []
+        touched: set[tuple[int, str]] = set()
+        for naming in reversed(self._late):
+            names = {(id(folder), name) for folder, name, _ in naming}
+            if any(folder is synced for folder, _, _ in naming) or names & touched:
+                touched |= names
+                lasting.append(naming)
+            else:
+                late.append(naming)
+        for naming in reversed(lasting):
+            _settle(naming, _ON_DISK)
+        self._late = late[::-1]
 
     def _syncfs(self, event: Event, fd: str) -> bool:
         self._sync_everything()

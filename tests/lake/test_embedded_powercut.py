@@ -26,7 +26,7 @@ from lake.testing.tracing import can_record, record
 
 TABLE = crash_operations.__file__
 OPERATIONS = crash_operations.OPERATIONS
-NAMES = ("commit", "workspace", "merge", "revert", "tag", "reset", "branch")
+NAMES = ("commit", "workspace", "merge", "revert", "tag", "reset", "branch", "gc")
 ROUNDS = 3
 REASON = can_record()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=f"no power cut is replayed: {REASON}")]

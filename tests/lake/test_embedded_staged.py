@@ -36,6 +36,23 @@ def test_what_was_put_before_a_reboot_is_committed_if_its_bytes_are_sound(repo, 
     again.close()
 
 
+def test_what_a_power_cut_tore_is_no_loss_if_the_store_has_the_same_bytes(repo, monkeypatch, tmp_path):
+    repo.put("main", "torn", b"t" * 1000)
+    (kept,) = [path for path in (repo.root / "incoming").rglob("*") if path.stat().st_size == 1000]
+    folder = repo.workspace("main", "other/").path
+    (folder / "same").write_bytes(b"t" * 1000)
+    # As a commit leaves it that was cut off after it had stored what was written in the folder.
+    found = repo._engine.objects.survey(str(folder / "same"))
+    repo._engine.objects.adopt([found])
+    kept.chmod(0o644)
+    os.truncate(kept, 300)
+    again = after_reboot(repo, monkeypatch, tmp_path)
+    again.commit("main", "after the power cut")
+    assert content(again, "main@") == {"torn": b"t" * 1000, "other/same": b"t" * 1000}
+    check_whole(again)
+    again.close()
+
+
 def test_what_a_power_cut_tore_is_not_committed_though_it_looks_right(repo, monkeypatch, tmp_path):
     repo.put("main", "torn", b"t" * 1000)
     (kept,) = [path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]
