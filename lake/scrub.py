@@ -176,7 +176,7 @@ class _Run:
         size = int(inventory.sizes.sum())
         self.total = size if self.budget is None else min(size, self.budget)
         self.seen = np.zeros(len(inventory), bool)
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(_readers()) as pool:
             for batch in _batches(self._urgent(), inventory.sizes):
                 self._check(pool, batch)
             while self.todo:
@@ -330,5 +330,7 @@ def _batches(which: NDArray[np.intp], sizes: NDArray[np.int64]) -> Iterable[NDAr
         yield which[start:]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _readers() -> int:
+    """Give a number of threads: large contents wait for the processor, small ones for the disk, which takes more."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(32, 4 * cores)

@@ -13,6 +13,7 @@ import lake
 from lake import server
 from lake.engines.lakefs.checksums import MIB
 from lake.engines.lakefs.identity import identity_of
+from lake.engines.lakefs.sstable import Damaged, blocks
 from lake.errors import ServerUnreachable
 from lake.scrub import scrub
 from lake.testing.example import write_example
@@ -141,6 +142,13 @@ def test_flipped_bits_in_ranges_and_metaranges_of_the_store_are_found(repo):
         found = [fault for fault in scrub(repo, budget=1).faults if fault.kind == "manifest"]
         assert any(fault.name == path.name and path.name in fault.what for fault in found), path
         flip(path, at, 6)
+    data = bytearray(files[0].read_bytes())
+    for at in range(len(data)):
+        for bit in range(8):
+            data[at] ^= 1 << bit
+            with pytest.raises(Damaged):
+                list(blocks(bytes(data)))
+            data[at] ^= 1 << bit
     tree = repo.inspector()
     tree.structure(lambda kind, done, total: None)
     flip(folder / tree._trees[made], 100)

@@ -9,8 +9,9 @@ What protects what:
   server itself takes a range that it cannot read for an empty one and says nothing. Elsewhere that is noticed where a
   commit has another tree than its parent and is said to change nothing.
 
-What only the server could check, and does when it starts: its database of refs (a value log with checksums), which it
-holds in memory while it runs.
+The server's own database, of refs, commits and staging, it alone can read. Bits flipped in it while it was down made it
+refuse to start (checksums), or lose commits that branches name, which is found here; while it runs, it works on what it
+holds in memory.
 """
 
 import hashlib
