@@ -66,6 +66,9 @@ _ALL = (
     ops.INCIDENTS,
     ops.SLO_STATUS,
     ops.COSTS,
+    ops.SCRUBS,
+    ops.SCRUB_FAULTS,
+    ops.SCRUB_DIGESTS,
 )
 TABLES: dict[str, TableSpec] = {spec.name: spec for spec in _ALL}
 

@@ -248,3 +248,70 @@ COSTS = TableSpec(
     ("ts", "kind", "run_id", "stage"),
     unique=False,
 )
+
+_PLACE = text("place", "which bytes: a copy of the repository is another place", volatile=True)
+
+SCRUBS = TableSpec(
+    "scrubs",
+    "What was read back and compared, when. The newest rows of a place (by `ts`) cover all that is there, once: each "
+    "tells of the contents in one rectangle of (slot, birth) when they were last checked; see lake.coverage. So a run "
+    "adds a handful of rows, however many objects there are.",
+    "ops",
+    (
+        text("scrub_id", "run of `emlake scrub`", volatile=True),
+        _PLACE,
+        text("kind", "object | manifest | commit | refs | repository | copy | table | volume"),
+        text("low", "lowest slot, 16 hexadecimal digits: embedded, of the sha256; server, of the address's sha256"),
+        text("high", "highest slot, inclusive"),
+        integer("since", "lowest birth: number of the first commit that held it; server, its second"),
+        integer("until", "births below this"),
+        integer("objects", "how many there are"),
+        integer("bytes", "bytes of them"),
+        integer("faults", "damaged ones that this run found"),
+        moment("checked", "when they were last read back, at the earliest; NULL if never", null=True),
+        moment("ts", "when the row was written"),
+    ),
+    ("ts", "place", "kind", "since", "low"),
+)
+
+SCRUB_FAULTS = TableSpec(
+    "scrub_faults",
+    "One row per damaged thing that a scrub found, or found whole again; the newest row of a thing holds.",
+    "ops",
+    (
+        text("scrub_id", "run of `emlake scrub`", volatile=True),
+        _PLACE,
+        text("state", "damaged | healed"),
+        text("kind", "object | copy | view | staged | manifest | commit | refs | repository | table | volume"),
+        text("object", "digest, address, commit or file"),
+        text("slot", "of a content, 16 hexadecimal digits", null=True),
+        text("what", "what is wrong"),
+        text("fix", "what to do"),
+        many("keys", "string", "keys under which commits hold it, the first hundred"),
+        integer("commits", "how many commits hold it"),
+        text("first_commit", "the oldest of them", null=True, volatile=True),
+        text("last_commit", "the newest of them", null=True, volatile=True),
+        many("refs", "string", "branches and tags whose head holds it"),
+        many("releases", "string", "releases that hold it"),
+        many("tables", "string", "tables it belongs to"),
+        _WHEN,
+    ),
+    ("ts", "kind", "object", "what"),
+    unique=False,
+)
+
+SCRUB_DIGESTS = TableSpec(
+    "scrub_digests",
+    "One row per object of a server whose checksum is no digest of its bytes: what they were when first read back.",
+    "ops",
+    (
+        _PLACE,
+        text("address", "where the server keeps it", volatile=True),
+        integer("bytes", "its size"),
+        text("checksum", "the server's checksum, an md5 of md5s"),
+        text("sha256", "of the bytes"),
+        _WHEN,
+    ),
+    ("address", "ts"),
+    unique=False,
+)

@@ -114,6 +114,27 @@ def _go(folder: Path, *arguments: str) -> None:
         )
 
 
+def upload_in_parts(state: ServerState, location: str, key: str, *parts: bytes) -> None:
+    """Stage an object on main of a repository by multipart upload, as programs do with large files."""
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=state.endpoint,
+        aws_access_key_id=state.access_key_id,
+        aws_secret_access_key=state.secret_access_key,
+        region_name="us-east-1",
+    )
+    where = {"Bucket": location.rpartition("/")[2], "Key": f"main/{key}"}
+    upload = client.create_multipart_upload(**where)["UploadId"]
+    sent = [
+        {"PartNumber": n, "ETag": client.upload_part(**where, UploadId=upload, PartNumber=n, Body=part)["ETag"]}
+        for n, part in enumerate(parts, 1)
+    ]
+    client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": sent})
+    client.close()
+
+
 # -- pytest plugin ----------------------------------------------------------------------------------------------------
 def _unavailable(reason: str) -> None:
     if os.environ.get(REQUIRED_SETTING) == "1":

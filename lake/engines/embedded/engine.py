@@ -91,7 +91,10 @@ class Engine:
         # Listed before the branches are read: what belongs to a branch made meanwhile is not among them.
         folders, locks = os.listdir(self.workspaces.root), os.listdir(self.root / "locks")
         with self.db.read() as con:
-            tokens = {token for (token,) in con.execute("SELECT token FROM branches")}
+            # A branch takes its rows along when it goes. A folder that has some, and no branch, is no leftover: its
+            # branch's row is damaged, and what was written there may be all there is.
+            query = "SELECT token FROM branches UNION SELECT token FROM workspaces UNION SELECT token FROM staging"
+            tokens = {token for (token,) in con.execute(query)}
         for token in folders:
             if token not in tokens:
                 self.workspaces.discard(token)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from lake.engines.embedded.audit import keeps_rows_twice
 from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import clone, in_threads
 from lake.engines.embedded.layout import FORMAT
@@ -14,6 +15,13 @@ Finding = tuple[str, str, str]
 def examine(engine: Engine) -> list[Finding]:
     """Give (what, state, detail): file system, links, shared extents, objects of other users, leftovers."""
     findings: list[Finding] = [("format", "ok", str(FORMAT))]
+    with engine.db.read() as con:
+        twice = keeps_rows_twice(con)
+    findings.append(
+        ("refs", "twice", "`emlake scrub` finds any flipped bit in refs")
+        if twice
+        else ("refs", "once", "a flipped bit in the name of a tag goes unnoticed; a new repository keeps refs twice")
+    )
     if MOUNTS.exists():
         kind, point = file_system_of(engine.root)
         findings.append(("file system", "ok", f"{kind}, mounted at {point}"))

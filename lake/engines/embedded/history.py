@@ -76,7 +76,8 @@ def new_token(branch: str) -> str:
     return f"{branch[:40]}.{secrets.token_hex(6)}"
 
 
-def _node(seq: int, commit: CommitId, body: bytes) -> Node:
+def node_of(seq: int, commit: CommitId, body: bytes) -> Node:
+    """Read a commit from its row."""
     fields = json.loads(body)
     created = datetime.fromisoformat(fields["created"])
     parents = tuple(fields["parents"])
@@ -212,7 +213,7 @@ class History:
         row = con.execute("SELECT seq, id, body FROM commits WHERE id = ?", (commit,)).fetchone()
         if row is None:
             raise RefNotFound(f"there is no commit {commit}", fix="`log` shows the commits of a branch")
-        node = _node(*row)
+        node = node_of(*row)
         with self._lock:
             if len(self._nodes) >= CACHED_COMMITS:
                 self._nodes.clear()

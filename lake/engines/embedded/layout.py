@@ -57,9 +57,14 @@ def _lay_out(root: Path) -> None:
         head = add_commit(con, commit_body(tree.digest, [], "Repository created", {}))
         con.execute("INSERT INTO branches VALUES (?, ?, ?)", (MAIN, head, new_token(MAIN)))
     database.close()
-    (root / MARKER).write_text(json.dumps({"engine": "embedded", "format": FORMAT}) + "\n")
+    (root / MARKER).write_text(marker_text(FORMAT))
     for folder in (root / MARKER, root / DATABASE, *root.iterdir(), root):
         sync_path(folder)
+
+
+def marker_text(version: int) -> str:
+    """Write what the marker of a repository of this format says."""
+    return json.dumps({"engine": "embedded", "format": version}) + "\n"
 
 
 def check_openable(root: Path) -> None:

@@ -25,6 +25,7 @@ from lake.engines.embedded.history import (
     read_staging,
     stage,
 )
+from lake.engines.embedded.inspection import FolderInspector
 from lake.engines.embedded.layout import MAIN, check_openable, make_repository
 from lake.engines.embedded.merging import changes
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
@@ -92,6 +93,10 @@ class EmbeddedRepository(Handle):
     ) -> Collected:
         """Remove what no branch, tag, session, view or grace period needs, beside readers and writers; see `gc`."""
         return collect(self._engine, grace_s=grace_s, dry_run=dry_run, wait_s=wait_s, progress=progress)
+
+    def inspector(self) -> FolderInspector:
+        """Begin an inspection of the folder's bytes; see `lake.integrity`."""
+        return FolderInspector(self._engine)
 
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""

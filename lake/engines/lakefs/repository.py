@@ -10,6 +10,7 @@ from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
 from lake.engines.lakefs.gate_runs import RunningGate
+from lake.engines.lakefs.inspection import ServerInspector
 from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.references import COMMIT_FIELDS, MAIN, References, commit_from
@@ -83,6 +84,10 @@ class LakeFSRepository(References, Handle):
     def close(self) -> None:
         """Close the connections."""
         self._wire.close()
+
+    def inspector(self) -> ServerInspector:
+        """Begin an inspection of the stored bytes; see `lake.integrity`."""
+        return ServerInspector(self, self, self._wire)
 
     # -- protection ---------------------------------------------------------------------------------------------
     def protect(self, pattern: str, *more: str) -> None:

@@ -1,0 +1,122 @@
+"""The memory of scrubs: tables `scrubs`, `scrub_faults` and `scrub_digests` on `ops`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from lake import tables
+from lake.coverage import Region
+from lake.errors import NotFound, StorageError
+from lake.integrity import Fault
+from lake.repository import Repository
+from lake.schemas import table_spec
+
+OPS = "ops"
+_KEYS = 100
+FaultId = tuple[str, str]  # kind, name
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What earlier scrubs of this place left.
+
+    Attributes
+    ----------
+    regions : list of Region
+        As they were after the last run.
+    damaged : mapping of (kind, name) to the last row about it
+        Faults that nobody has found healed.
+    trouble : str
+        Why nothing could be read, where that is so; then everything counts as never checked.
+    """
+
+    regions: list[Region] = field(default_factory=list)
+    damaged: Mapping[FaultId, dict[str, Any]] = field(default_factory=dict)
+    trouble: str = ""
+
+
+def recall(repo: Repository, place: str) -> Memory:
+    """Read what earlier scrubs of these bytes found."""
+    try:
+        state, faults = rows_of(repo, "scrubs", place), rows_of(repo, "scrub_faults", place)
+    except StorageError as error:
+        return Memory(trouble=error.message)
+    regions = []
+    if not state.is_empty():
+        newest = state.filter((pl.col("ts") == pl.col("ts").max()) & (pl.col("kind") == "object"))
+        regions = [
+            Region(int(row["low"], 16), int(row["high"], 16), row["since"], row["until"], row["checked"])
+            for row in newest.iter_rows(named=True)
+        ]
+    last = {(row["kind"], row["object"]): row for row in faults.sort("ts").iter_rows(named=True)}
+    return Memory(regions, {name: row for name, row in last.items() if row["state"] == "damaged"})
+
+
+def rows_of(repo: Repository, table: str, place: str, branch: str = OPS) -> pl.DataFrame:
+    """Read a table's rows (of one place, if it tells), after its own bytes were compared; none if nobody wrote any."""
+    prefix = f"tables/{table}/"
+    try:
+        head = repo.resolve(branch)
+        for stat in repo.list(head, prefix):
+            repo.get(head, stat.key)
+        rows = tables.read(repo.location_of(head, prefix))
+        if "place" in table_spec(table).names:
+            rows = rows.filter(pl.col("place") == place)
+        return rows.collect()
+    except NotFound:
+        return pl.DataFrame(schema=dict.fromkeys(("kind", "object", "state", "ts"), pl.String))
+
+
+def region_rows(regions: Iterable[tuple[Region, int, int, int]], base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write regions with their objects, bytes and faults."""
+    return [
+        {
+            **base,
+            "kind": "object",
+            "low": f"{region.low:016x}",
+            "high": f"{region.high:016x}",
+            "since": region.since,
+            "until": region.until,
+            "objects": objects,
+            "bytes": size,
+            "faults": faults,
+            "checked": region.checked,
+        }
+        for region, objects, size, faults in regions
+    ]
+
+
+def fault_rows(faults: Sequence[Fault], slots: Mapping[str, int], base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write faults as damaged."""
+    return [
+        {
+            **base,
+            "state": "damaged",
+            "kind": fault.kind,
+            "object": fault.name,
+            "slot": f"{slots[fault.name]:016x}" if fault.name in slots else None,
+            "what": fault.what,
+            "fix": fault.fix,
+            "keys": list(fault.keys[:_KEYS]),
+            "commits": fault.commits,
+            "first_commit": fault.first,
+            "last_commit": fault.last,
+            "refs": list(fault.refs),
+            "releases": list(fault.releases),
+            "tables": list(fault.tables),
+        }
+        for fault in faults
+    ]
+
+
+def healed_rows(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write that things which were damaged are whole."""
+    return [{**row, **base, "state": "healed"} for row in rows]
+
+
+def now_rows(scrub_id: str, place: str, when: datetime) -> dict[str, Any]:
+    """Give what all rows of one record share."""
+    return {"scrub_id": scrub_id, "place": place, "ts": when}

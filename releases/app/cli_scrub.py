@@ -1,0 +1,91 @@
+"""`emlake scrub`: read stored bytes back, and say what is damaged and who is hit."""
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lake.errors import BadInput, CorruptObject
+from releases.app.cli_options import Json, Repo, open_repo, print_json
+
+if TYPE_CHECKING:
+    from lake.integrity import Fault
+    from lake.scrub import Report
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command()(scrub)
+
+
+def size(text: str) -> int:
+    """Read `10GB`, `500MiB` or `4096` as bytes; `BadInput` quotes what cannot be read."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise BadInput(f"--budget {text!r} is no size", fix="write bytes, as in 10GB, 500MiB or 4096")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWER[match[2].lower()])
+
+
+def scrub(
+    repo: Repo = None,
+    budget: Annotated[str, typer.Option("--budget", help="Read back so much of the contents, as in 10GB.")] = "10GB",
+    everything: Annotated[bool, typer.Option("--all", help="Read back all contents, whatever the budget.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read stored bytes back, longest unchecked first, and name what is damaged. Changes nothing but the record on ops.
+
+    Refs, commits, manifests, Delta logs and metadata are checked in each run. Run it every night with a budget, and
+    each byte has its turn. Exit code 6: something is damaged.
+    """
+    from lake.scrub import scrub as check
+    from releases.app.screen import Screen
+
+    limit = None if everything else size(budget)
+    screen = Screen(quiet=as_json)
+    with screen.step("scrub"):
+        report = check(open_repo(repo), budget=limit, progress=lambda kind, done, of: screen.blocks(kind, done, of))
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print(report)
+    if report.faults:
+        hit = sorted({release for fault in report.faults for release in fault.releases})
+        raise CorruptObject(
+            f"{len(report.faults)} things are damaged" + (f"; releases {', '.join(hit)} are hit" if hit else ""),
+            fix="heal them as said above, then run `emlake scrub` again: what is damaged is checked in each run",
+        )
+
+
+def _print(report: "Report") -> None:
+    for part in report.parts:
+        typer.echo(f"{part.kind:12} {part.items:>12,} checked  {part.bytes:>18,} bytes")
+    for fault in report.faults:
+        _print_fault(fault)
+    for name in report.healed:
+        typer.echo(f"healed       {name}")
+    if report.left_objects:
+        age = (
+            f"{report.never:,} were never checked" if report.never else f"the oldest check is of {report.oldest:%F %R}"
+        )
+        typer.echo(f"left         {report.left_objects:>12,} contents {report.left_bytes:>18,} bytes; {age}")
+    for note in report.notes:
+        typer.echo(note, err=True)
+
+
+def _print_fault(fault: "Fault") -> None:
+    typer.echo(f"DAMAGED      {fault.kind}: {fault.what}")
+    if fault.keys:
+        more = f" and {len(fault.keys) - 3:,} more" if len(fault.keys) > 3 else ""
+        typer.echo(f"  keys       {', '.join(fault.keys[:3])}{more}")
+    if fault.commits:
+        span = (
+            (fault.first or "")[:12] if fault.commits == 1 else f"{(fault.first or '')[:12]}..{(fault.last or '')[:12]}"
+        )
+        typer.echo(f"  commits    {fault.commits:,}: {span}")
+    for what, names in (("heads", fault.refs), ("releases", fault.releases), ("tables", fault.tables)):
+        if names:
+            typer.echo(f"  {what:10} {', '.join(names)}")
+    typer.echo(f"  fix        {fault.fix}")
