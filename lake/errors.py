@@ -23,6 +23,7 @@
     |  |- ProtectedBranch            protected-branch
     |  `- SessionLost                session-lost
     |- StorageError                  storage           6   repair the machine or the connection
+    |  |- NoRoom                     no-room
     |  |- CorruptObject              corrupt-object
     |  |- ServerUnreachable          server-unreachable
     |  |- NotAuthorized              not-authorized
@@ -33,6 +34,7 @@ Errors of libraries are translated where they enter (`lake/engines`, `lake/table
 `lake/query.py`); nothing outside `lake` handles a foreign storage error.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
@@ -213,6 +215,34 @@ class StorageError(LakeError):
 
     kind = "storage"
     exit_code = 6
+
+
+class NoRoom(StorageError):
+    """The disk is full, a quota is used up, or a file may not grow as large as it must.
+
+    Attributes
+    ----------
+    needed : int
+        Bytes that the operation needs in all, as far as that is known; 0 if it is not.
+    free : int
+        Bytes that were free when it had given up.
+    code : int
+        ENOSPC, EDQUOT or EFBIG.
+    """
+
+    kind = "no-room"
+
+    def __init__(
+        self, message: str, *, fix: str = "", needed: int = 0, free: int = 0, code: int = errno.ENOSPC
+    ) -> None:
+        super().__init__(message, fix=fix)
+        self.needed = needed
+        self.free = free
+        self.code = code
+
+    def to_json(self) -> dict[str, object]:
+        """Add the bytes that are needed and free."""
+        return {**super().to_json(), "needed": self.needed, "free": self.free}
 
 
 class CorruptObject(StorageError):

@@ -7,6 +7,7 @@ import tensorstore as ts
 
 from lake.errors import LakeError, NotAuthorized, ServerUnreachable, StorageError
 from lake.location import Location
+from lake.room import code_of, no_room
 
 # What TensorStore raises, by the status of the operation; most are plain ValueError.
 NATIVE_ERRORS = (ValueError, OSError, NotImplementedError, IndexError, RuntimeError)
@@ -36,8 +37,13 @@ def clear(location: Location) -> None:
         raise storage_error(error, location) from error
 
 
-def storage_error(error: Exception, location: Location) -> LakeError:
-    """Turn an error of a native library into ours. These libraries tell causes apart in their text alone."""
+def storage_error(error: Exception, location: Location, needed: int = 0) -> LakeError:
+    """Turn an error of a native library into ours. These libraries tell causes apart in their text alone.
+
+    `needed` bytes were to be written, if that is known: what a full disk's error tells.
+    """
+    if location.s3 is None and (code := code_of(error, location.root)):
+        return no_room(location.path, needed, code)
     text = " ".join(_COLOUR.sub("", str(error)).split())
     lowered = text.lower()
     if isinstance(error, ConnectionError) or any(sign in lowered for sign in _GONE):

@@ -2,7 +2,8 @@
 
 import io
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 
 from lake.columns import TableSpec
 from lake.digests import bytes_digest
-from lake.errors import BadInput
+from lake.errors import BadInput, NoRoom
 from lake.kv import NATIVE_ERRORS, open_kv, storage_error
 from lake.location import Location
+from lake.room import allocated, no_room
 from lake.rows import Rows, conform, rows_digest, statistics
 from lake.schemas import table_spec
 
@@ -110,7 +112,7 @@ def _write_part(
     try:
         open_kv(location)[path] = data
     except NATIVE_ERRORS as error:
-        raise storage_error(error, location) from error
+        raise storage_error(error, location, allocated([len(data)])) from error
     return Part(
         spec.name,
         path,
@@ -132,10 +134,23 @@ def write_parts(location: Location, spec: TableSpec, rows: Rows) -> list[Part]:
         return [_write_part(location, spec, table, stem, {})] if table.num_rows else []
     (column,) = spec.partition_by
     frame = pl.DataFrame(pl.from_arrow(table))
-    return [
-        _write_part(location, spec, group.to_arrow().cast(spec.schema), stem, {column: str(key)})
-        for (key,), group in frame.group_by(column, maintain_order=True)
-    ]
+    parts: list[Part] = []
+    with unless_no_room(location, parts):
+        for (key,), group in frame.group_by(column, maintain_order=True):
+            parts.append(_write_part(location, spec, group.to_arrow().cast(spec.schema), stem, {column: str(key)}))
+    return parts
+
+
+@contextmanager
+def unless_no_room(location: Location, parts: Sequence[Part]) -> Iterator[None]:
+    """Remove parts that nobody can refer to yet, when the disk is too full for what makes them count."""
+    try:
+        yield
+    except NoRoom as error:
+        for part in parts:
+            (location.path / part.path).unlink(missing_ok=True)
+        needed = error.needed + allocated(part.bytes for part in parts)
+        raise no_room(location.path, needed, error.code) from error
 
 
 def check_writable(location: Location) -> None:

@@ -21,6 +21,7 @@ from lake.columns import TableSpec
 from lake.errors import BadInput, LakeError, QueryRefused, StorageError
 from lake.kv import storage_error
 from lake.location import Location, S3Access
+from lake.room import code_of, no_room
 from sql import SqlFile
 
 Parameters = Sequence[object] | Mapping[str, object]
@@ -266,6 +267,11 @@ def extension(name: str) -> str:
 def translate(error: duckdb.Error) -> LakeError:
     """Turn an error of DuckDB into ours."""
     text = str(error).strip()
+    if code_of(error, tempfile.gettempdir()) or "max_temp_directory_size" in text:
+        # Its own limit, by default, is what the disk had free when the query began.
+        full = no_room(tempfile.gettempdir(), 0)
+        full.fix = "narrow the query, or make room for temporary files there (TMPDIR names another place)"
+        return full
     if isinstance(error, duckdb.PermissionException):
         return QueryRefused(f"SQL: {text}", fix="queries read the tables and views of the snapshot, nothing else")
     if isinstance(error, duckdb.IOException | duckdb.HTTPException):

@@ -15,7 +15,8 @@ the hidden branch until `sweep` finds that its process is gone.
 import logging
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -72,6 +73,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _POLL_S = (0.02, 0.5)  # first and longest pause between looks at a held lock
+#: Holders that this process gave up and could not remove, its disk being full or its server gone. By its locks it still
+#: writes there; the next session on the branch removes them, or, where the value is True, takes their work over.
+_given_up: dict[CommitId, bool] = {}
 
 
 class Session:
@@ -175,7 +179,8 @@ class Session:
         """Leave work and lock as they are, for whoever opens the next session on this branch; closes this one."""
         self._check_open()
         self._check_hold()
-        self._repo.create_tag(suspended_tag(self.branch, self._lock.commit), self._lock.commit)
+        with _remembered(self._lock.commit, keep=True):
+            self._repo.create_tag(suspended_tag(self.branch, self._lock.commit), self._lock.commit)
         self._state = "closed"
 
     def abandon(self) -> None:
@@ -245,10 +250,21 @@ class Session:
 
     def _clean_up(self) -> None:
         # The lock goes last: a crash in between leaves a dead lock, which the next session tidies.
-        remove_branch(self._repo, self.work)
-        point("session.work-removed")
-        release(self._repo, self.branch, self._lock.commit)
-        point("session.unlocked")
+        with _remembered(self._lock.commit, keep=False):
+            remove_branch(self._repo, self.work)
+            point("session.work-removed")
+            release(self._repo, self.branch, self._lock.commit)
+            point("session.unlocked")
+
+
+@contextmanager
+def _remembered(holder: CommitId, *, keep: bool) -> Iterator[None]:
+    """Remember a holder that could not be let go of; `keep` its work."""
+    try:
+        yield
+    except StorageError:
+        _given_up[holder] = keep
+        raise
 
 
 def open_session(
@@ -289,6 +305,11 @@ def open_session(
     while True:
         base = repo.resolve(f"{branch}@")
         lock = read_lock(repo, branch)
+        if lock is not None and lock.commit in _given_up:
+            if not _given_up[lock.commit]:
+                _remove(repo, lock)
+                continue
+            lock = replace(lock, state="dead")
         if lock is None or lock.state != "held":
             session = _try_to_open(repo, branch, base, lock, who, lease_s, resume=resume)
             if session is not None:
@@ -321,6 +342,12 @@ def open_new_session(repo: Repository, branch: str, *, owner: str | None = None,
     return session
 
 
+def _remove(repo: Repository, lock: Lock) -> None:
+    remove_branch(repo, lock.work)
+    release(repo, lock.branch, lock.commit)
+    _given_up.pop(lock.commit, None)
+
+
 def _held(branch: str, lock: Lock | None) -> ConflictError:
     who = str(lock) if lock else "somebody who has just finished"
     return ConflictError(
@@ -342,30 +369,38 @@ def _try_to_open(
     told = hold_metadata(branch, session, began, who, lease_s)
     commit = repo.commit(opening, f"session on {branch}", told, allow_empty=True)
     point("session.opening-commit")
+    now = datetime.now(UTC)
+    held = Lock(branch, commit, session, WORK + session, began, who, now, now, lease_s, "held")
+    with _remembered(commit, keep=goes_on):  # an error may leave a lock that no session knows of
+        taken = _take(repo, held, lock, opening, base)
+    return Session(repo, held, resumed=goes_on) if taken else None
+
+
+def _take(repo: Repository, held: Lock, lock: Lock | None, opening: str, base: CommitId) -> bool:
+    """Become the holder in the place of `lock`, if nobody was quicker; dispose of what is not gone on with."""
+    branch, commit = held.branch, held.commit
     tag = lock_tag(branch) if lock is None else claim_tag(branch, lock.commit)
     try:
         repo.create_tag(tag, commit)
     except AlreadyExists:
         remove_branch(repo, opening)
-        return None
+        return False
     point("session.locked")
     if holder_in(lock_tags(repo, branch), branch) != commit:
         # What was claimed had just been released: the claim hangs in the air.
         remove_tag(repo, tag)
         remove_branch(repo, opening)
-        return None
+        return False
     if repo.resolve(f"{branch}@") != base:
         # Another session landed and left between the first look and the lock.
         remove_branch(repo, opening)
         release(repo, branch, commit)
-        return None
-    if goes_on:
+        return False
+    if held.work != opening:
         remove_branch(repo, opening)
     elif lock is not None:
         _discard(repo, lock, base)
-    now = datetime.now(UTC)
-    held = Lock(branch, commit, session, WORK + session, began, who, now, now, lease_s, "held")
-    return Session(repo, held, resumed=goes_on)
+    return True
 
 
 def _can_go_on(repo: Repository, lock: Lock, head: CommitId) -> bool:

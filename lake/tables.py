@@ -27,7 +27,8 @@ from lake.columns import TableSpec
 from lake.errors import BadInput, ConflictError, CorruptObject, SchemaMismatch, TableNotFound, nearest
 from lake.kv import NATIVE_ERRORS, open_kv, storage_error
 from lake.location import Location
-from lake.parts import Part, check_writable, write_part, write_parts
+from lake.parts import Part, check_writable, unless_no_room, write_part, write_parts
+from lake.room import allocated
 from lake.rows import Rows, rows_digest
 from lake.schemas import TABLES, table_spec
 
@@ -46,20 +47,20 @@ __all__ = [
     "write_part",
 ]
 
+Mode = Literal["append", "overwrite"]
+_LOG_LINE = 1024  # bytes of a file's line in the log, statistics apart
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
 def append(location: Location, name: str, rows: Rows) -> int:
     """Add rows to a table, or make it with them, in one Delta commit; give the Delta version."""
-    spec = table_spec(name)
-    return commit_parts(location, name, write_parts(location, spec, rows))
+    return _write_and_commit(location, name, rows, "append")
 
 
 def overwrite(location: Location, name: str, rows: Rows) -> int:
     """Replace all rows in one Delta commit; give the Delta version."""
-    spec = table_spec(name)
-    return commit_parts(location, name, write_parts(location, spec, rows), mode="overwrite")
+    return _write_and_commit(location, name, rows, "overwrite")
 
 
 def replace_region(location: Location, name: str, region: str | Collection[str], rows: Rows) -> int:
@@ -67,17 +68,23 @@ def replace_region(location: Location, name: str, region: str | Collection[str],
 
     Raises `BadInput` if the table is not partitioned by region, or a row lies in another one.
     """
-    spec = table_spec(name)
     regions = {region} if isinstance(region, str) else set(region)
-    parts = write_parts(location, spec, rows)
-    return commit_parts(location, name, parts, mode="overwrite", regions=regions)
+    return _write_and_commit(location, name, rows, "overwrite", regions)
+
+
+def _write_and_commit(
+    location: Location, name: str, rows: Rows, mode: Mode, regions: Collection[str] | None = None
+) -> int:
+    parts = write_parts(location, table_spec(name), rows)
+    with unless_no_room(location, parts):
+        return commit_parts(location, name, parts, mode, regions)
 
 
 def commit_parts(
     location: Location,
     name: str,
     parts: Sequence[Part],
-    mode: Literal["append", "overwrite"] = "append",
+    mode: Mode = "append",
     regions: Collection[str] | None = None,
 ) -> int:
     """Let written parts enter the table in one Delta commit; give the Delta version.
@@ -100,7 +107,7 @@ def commit_parts(
     spec = table_spec(name)
     check_writable(location)
     _check_parts(parts, spec, mode, regions)
-    with _translated(location, name):
+    with _translated(location, name, allocated(_LOG_LINE + len(part.statistics) for part in parts)):
         if not DeltaTable.is_deltatable(location.uri, location.storage_options):
             check_roots(location, spec, [part.path for part in parts])
             _create(location, spec, parts)
@@ -266,7 +273,7 @@ def _open(location: Location, name: str) -> DeltaTable:
 
 
 @contextmanager
-def _translated(location: Location, name: str) -> Iterator[None]:
+def _translated(location: Location, name: str, needed: int = 0) -> Iterator[None]:
     """Turn the errors of delta-rs, object stores and Parquet into ours."""
     try:
         yield
@@ -278,4 +285,4 @@ def _translated(location: Location, name: str) -> Iterator[None]:
         raise ConflictError(f"table {name}: {error}", fix="open the table again and repeat the change") from error
     except (DeltaError, pl.exceptions.PolarsError, *NATIVE_ERRORS) as error:
         # Arrow's error for bytes that are no Parquet file is a ValueError too.
-        raise storage_error(error, location) from error
+        raise storage_error(error, location, needed) from error

@@ -21,6 +21,7 @@ from lake.box import Box, Zyx
 from lake.errors import AlreadyExists, BadInput, NotFound
 from lake.kv import NATIVE_ERRORS, list_keys, open_kv, storage_error
 from lake.location import Location
+from lake.room import allocated
 from lake.volume_spec import VolumeSpec
 
 __all__ = ["Volume", "VolumeSpec", "create_volume", "open_volume", "same_volume"]
@@ -131,7 +132,8 @@ class Volume:
                 self._clear_cut_chunks(box, scale)
                 self._view(store, box, scale).write(array).result()
         except NATIVE_ERRORS as error:
-            raise storage_error(error, self.location) from error
+            # Chunks are compressed: fewer bytes will do, how many is known when they are written.
+            raise storage_error(error, self.location, array.nbytes) from error
 
     def _store_empty_shards(self, box: Box, array: Array, scale: int) -> None:
         info = self._scale_info(scale)
@@ -324,16 +326,18 @@ def create_volume(location: Location, spec: VolumeSpec, provenance: Mapping[str,
                 fix="remove it first, or use another name",
             )
         return present
-    files = {"info": precomputed.info_bytes(spec)} if spec.driver == "precomputed" else zarr3.metadata_files(spec)
+    files = {}
     if provenance is not None:
         empty = {"description": "", "owners": [], "processing": [], "sources": []}
         files["provenance"] = json.dumps({**empty, **provenance}, indent=1, sort_keys=True).encode()
+    # Last, for their presence says that the volume is there, and whole.
+    files |= {"info": precomputed.info_bytes(spec)} if spec.driver == "precomputed" else zarr3.metadata_files(spec)
     kv = open_kv(location)
     try:
         for name, data in files.items():
             kv[name] = data
     except NATIVE_ERRORS as error:
-        raise storage_error(error, location) from error
+        raise storage_error(error, location, allocated(map(len, files.values()))) from error
     return open_volume(location)
 
 

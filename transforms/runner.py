@@ -138,7 +138,7 @@ def run(
         try:
             return work.go(run_id)
         except BaseException as error:
-            _put_aside(session, error, worth_keeping=work.begun)
+            _put_aside(session, error, worth_keeping=work.has_begun)
             if isinstance(error, StageFailed):
                 index_failure(repo, work.recorder.run_json("failed", str(error)))
             raise
@@ -191,7 +191,12 @@ class _Run:
         self._executor, self._progress, self._retry = executor, progress, retry
         self.tree = Tree(repo, session.base, session)
         self.recorder = Recorder(repo, self.tree, pipeline.name, session.branch)
-        self.begun = session.resumed
+        self._resumed = session.resumed
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the session holds anything that the next run can go on with, also in the middle of a stage."""
+        return self._resumed or self.recorder.has_begun
 
     def go(self, run_id: str | None) -> RunReport:
         """Plan and carry out every stage, then land."""
@@ -211,7 +216,6 @@ class _Run:
                 planner, resolved, self._executor, self.recorder, self._progress, self._retry, folders, elsewhere
             )
             failures = stage_run.go()
-            self.begun = self.begun or self.recorder.has_begun
             if failures:
                 raise _stage_failed(resolved.stage.name, failures, self.recorder.run_id)
         if not self.recorder.has_begun:

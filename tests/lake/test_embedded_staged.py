@@ -72,15 +72,16 @@ def test_what_a_power_cut_tore_is_not_committed_though_it_looks_right(repo, monk
     again.close()
 
 
-def test_what_nobody_stages_any_more_is_swept_on_opening(repo):
+def test_what_nobody_stages_any_more_is_swept_on_opening_and_with_its_branch(repo):
     for key in ("a", "b", "c"):
         repo.put("main", key, key.encode())
     repo.put("main", "a", b"over it")
     repo.create_branch("side", "main")
     repo.put("side", "x", b"side")
-    repo.delete_branch("side")
     assert len([path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]) == 5
     lake.open(repo.location).close()
+    assert len([path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]) == 4
+    repo.delete_branch("side")
     assert len([path for path in (repo.root / "incoming").glob("*/*") if path.is_file()]) == 3
     repo.commit("main", "first")
     assert content(repo, "main") == {"a": b"over it", "b": b"b", "c": b"c"}

@@ -76,7 +76,7 @@ def test_the_json_shape_is_one_for_all():
     for kind in LEAVES_AND_BRANCHES:
         shape = kind("m", fix="f").to_json()
         assert {"error": kind.kind, "message": "m", "fix": "f"}.items() <= shape.items()
-        assert set(shape) - {"error", "message", "fix"} <= {"units", "keys"}
+        assert set(shape) - {"error", "message", "fix"} <= {"units", "keys", "needed", "free"}
 
 
 def test_the_nearest_name_is_asked_for_and_without_one_all_are_listed():

@@ -8,7 +8,7 @@ import pytest
 
 from lake import tables
 from lake.box import Box
-from lake.errors import NotAuthorized, ServerUnreachable, StorageError
+from lake.errors import NoRoom, NotAuthorized, ServerUnreachable, StorageError
 from lake.kv import list_keys, storage_error
 from lake.location import Location, S3Access
 from lake.volumes import VolumeSpec, create_volume, open_volume
@@ -70,4 +70,5 @@ def test_causes_are_told_apart() -> None:
     assert isinstance(storage_error(ConnectionResetError("x"), place), ServerUnreachable)
     assert isinstance(storage_error(ValueError("PERMISSION_DENIED: HTTP 403"), place), NotAuthorized)
     # A folder whose name has digits in it is no refusal.
-    assert type(storage_error(OSError("No space left on device: /data/403/x"), Location("/data/403"))) is StorageError
+    assert type(storage_error(OSError("Input/output error: /data/403/x"), Location("/data/403"))) is StorageError
+    assert type(storage_error(OSError("No space left on device: /data/403/x"), Location("/data/403"))) is NoRoom

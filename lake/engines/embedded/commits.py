@@ -1,14 +1,12 @@
 """How a branch moves: commit, merge, revert. Each is prepared in full, then happens in one transaction."""
 
-import os
 import sqlite3
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import replace
 
 from lake.durable import point
 from lake.engines.embedded.engine import Engine, Pending
-from lake.engines.embedded.files import in_threads
+from lake.engines.embedded.files import SMALL, in_threads, remove
 from lake.engines.embedded.history import (
     Branch,
     Node,
@@ -23,21 +21,25 @@ from lake.engines.embedded.merging import Rules, merged
 from lake.engines.embedded.ranges import digest_of, number_of, pack
 from lake.engines.embedded.store import Found
 from lake.engines.embedded.trees import Tree
-from lake.engines.embedded.workspaces import State, Values, save_state
+from lake.engines.embedded.workspaces import State, Suspect, Values, save_state
 from lake.errors import BadInput, ConflictError, DirtyBranch, NothingToCommit
 from lake.repository import CommitId, Metadata, Strategy
+from lake.room import Room
+
+ROW = 512  # bytes that the database's log may take for one staged key
 
 
 def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow_empty: bool) -> CommitId:
     """Turn what is pending on a branch into a commit."""
-    with engine.locked(name) as branch, engine.turns.working():
+    with engine.locked(name) as branch, engine.turns.working(), Room(engine.root) as room:
         with engine.db.read() as con:
             check_unprotected(con, name)
         pending = engine.pending(branch)
+        room.need([ROW * len(pending.staged)])
         if pending.state:
             state = engine.workspaces.refreshed(branch, pending.state, pending.staged)
             pending = replace(pending, state=state)
-            values = _bring_in_written(engine, pending, state)
+            values = _bring_in_written(engine, pending, state, room)
         else:
             values = pending.staged
         _bring_in_staged(engine, pending)
@@ -66,13 +68,22 @@ def _bring_in_staged(engine: Engine, pending: Pending) -> None:
     engine.incoming.bring_in(wanted)
 
 
-def _bring_in_written(engine: Engine, pending: Pending, state: State) -> Values:
+def _bring_in_written(engine: Engine, pending: Pending, state: State, room: Room) -> Values:
     """Store what was written in the branch's folder; returns it with what was staged."""
     survey = engine.workspaces.survey(pending.branch, state)
     point("commit.surveyed")
-    found: list[Found] = []
+    # Small files are copied; large ones are linked.
+    room.need(suspect.stat.st_size for suspect in survey.suspects if suspect.stat.st_size < SMALL)
+    copies: list[str] = []
+
+    def look(suspect: Suspect) -> Found:
+        item = engine.objects.survey(suspect.path)
+        if item.copy is not None:
+            copies.append(item.copy)
+        return item
+
     try:
-        found = in_threads(engine.objects.survey, [suspect.path for suspect in survey.suspects])
+        found = in_threads(look, survey.suspects)
         point("commit.hashed")
         values: Values = dict.fromkeys(survey.removed)
         for suspect, item in zip(survey.suspects, found, strict=True):
@@ -89,10 +100,7 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State) -> Values:
         engine.objects.adopt(found)
         point("commit.objects-linked")
     finally:
-        for item in found:
-            if item.copy is not None:
-                with suppress(FileNotFoundError):
-                    os.unlink(item.copy)
+        remove(copies)
     return {**pending.staged, **written}
 
 

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lake.engines.embedded.spare import Spare
+from lake.room import TRANSACTION, code_of
+
 BUSY_S = 60.0
 SCHEMA = """
 CREATE TABLE commits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
@@ -58,6 +61,8 @@ class Database:
         self._owner = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
         self._closed = False
+        self._spare = Spare(path.parent)
+        self._spare.keep()
 
     @staticmethod
     def make(path: Path) -> None:
@@ -73,9 +78,18 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         if not self.path.exists():
             raise sqlite3.OperationalError(f"{self.path} is missing")
+        while True:
+            try:
+                return self._connect_now()
+            except sqlite3.Error as error:
+                if not (code_of(error, self.path.parent) and self._spare.give()):
+                    raise
+
+    def _connect_now(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA schema_version").fetchone()  # makes the shared index, for which room is needed
         except sqlite3.Error:
             connection.close()
             raise
@@ -112,12 +126,18 @@ class Database:
             connection.execute("COMMIT")
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """Change the database: all of it durably at the end, or nothing."""
+    def write(self, *, freeing: bool = False) -> Iterator[sqlite3.Connection]:
+        """Change the database: all of it durably at the end, or nothing.
+
+        A change that is made to free room may use what is kept aside for that.
+        """
+        if freeing:
+            self._spare.give_if_full(TRANSACTION)
         with self._borrowed() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
+        self._spare.keep_again()
 
     @contextmanager
     def write_soon(self) -> Iterator[sqlite3.Connection]:
@@ -140,4 +160,5 @@ class Database:
             if self._owner == os.getpid():
                 for connection in self._idle:
                     connection.close()
+                self._spare.take_back()
             self._idle = []

@@ -49,6 +49,7 @@ class Engine:
         workspaces/      writable folders, per branch
         locks/ tmp/      one lock file per branch, those of readers, writers and the collector; temporary files
         trash/           what a collector is about to remove; there while one works
+        spare            room kept aside for a full disk
     """
 
     def __init__(self, root: Path) -> None:

@@ -12,21 +12,20 @@ import fcntl
 import hashlib
 import os
 import secrets
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from lake.errors import LakeError, NotAuthorized, StorageError
+from lake.room import NO_ROOM, TRANSACTION, code_of, no_room
 
 SMALL = 64 * 1024  # bytes; below this a file crosses between store and workspace as a copy, never as a link
 BLOCK = 1 << 20
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 WORKERS = min(8, os.cpu_count() or 1)
 SYNC_EACH = 16  # up to this many files are synced one by one, more by one sync of the file system
 _FALLBACK_BOOT = secrets.token_hex(8)
@@ -50,31 +49,16 @@ class Rooted(Protocol):
 S = TypeVar("S", bound=Rooted)
 
 
-def no_room(path: Path | str, needed: int) -> StorageError:
-    """Make the error for a full disk: what was to be written, what is free, what is missing."""
-    folder = Path(path)
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    return StorageError(
-        f"no room left while writing {needed:,} bytes below {folder}: {free:,} bytes are free",
-        fix=f"free at least {max(needed - free, needed):,} bytes on that file system (or raise the quota or file size "
-        "limit) and repeat the command; the repository is as it was before",
-    )
-
-
 def translate(error: OSError | sqlite3.Error, root: Path) -> LakeError:
     """Turn an error of the operating system or of SQLite into one of ours."""
+    if code := code_of(error, root):
+        return no_room(root, TRANSACTION, code)
     if isinstance(error, sqlite3.Error):
-        if "full" in str(error):
-            return no_room(root, 1 << 20)
         if "locked" in str(error):
             return StorageError(
                 f"the database of {root} stayed locked by another process", fix="repeat the command when it is done"
             )
         return StorageError(f"the database of {root} failed: {error}", fix="check the disk, then open it again")
-    if error.errno in NO_ROOM:
-        return no_room(error.filename or root, 1 << 20)
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return NotAuthorized(
             f"{error.filename or root} cannot be written: {error.strerror}",
@@ -134,11 +118,9 @@ def write_new(path: str | Path, data: bytes, mode: int = 0o444) -> int:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-    except OSError as error:
+    except OSError:
         os.close(fd)
         os.unlink(path)
-        if error.errno in NO_ROOM:
-            raise no_room(path, len(data)) from error
         raise
     return fd
 
@@ -150,26 +132,33 @@ def copy_new(source: str | Path, path: Path, mode: int = 0o444) -> bytes:
     """
     digest = hashlib.sha256()
     with open(source, "rb", buffering=0) as reader:
-        needed = os.fstat(reader.fileno()).st_size
+        size = os.fstat(reader.fileno()).st_size
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             if clone(reader.fileno(), fd):
                 with open(fd, "rb", buffering=0, closefd=False) as copy:
                     return hashlib.file_digest(copy, "sha256").digest()
+            check_room(fd, size)
             buffer = memoryview(bytearray(BLOCK))
             while count := reader.readinto(buffer):
                 digest.update(buffer[:count])
                 left = buffer[:count]
                 while left:
                     left = left[os.write(fd, left) :]
-        except OSError as error:
+        except OSError:
             path.unlink(missing_ok=True)
-            if error.errno in NO_ROOM:
-                raise no_room(path, needed) from error
             raise
         finally:
             os.close(fd)
     return digest.digest()
+
+
+def check_room(fd: int, size: int) -> None:
+    """Raise at once, not an hour later, if a large file cannot be written whole."""
+    if size > BLOCK:
+        state = os.fstatvfs(fd)
+        if size > state.f_bavail * state.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def clone(source: int, target: int) -> bool:
@@ -181,6 +170,13 @@ def clone(source: int, target: int) -> bool:
             raise
         return False
     return True
+
+
+def remove(paths: Iterable[str]) -> None:
+    """Remove files, those that are there."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 # -- durability -------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from lake.errors import BadInput, ConflictError, CorruptObject, ObjectNotFound, 
 from lake.location import Location
 from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
+from lake.room import Room
 
 
 class EmbeddedRepository(Handle):
@@ -137,14 +138,16 @@ class EmbeddedRepository(Handle):
         with self._engine.locked(name) as branch:
             if name == MAIN:
                 raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
-            with self._engine.db.write() as con:
+            with self._engine.db.write(freeing=True) as con:
                 con.execute("DELETE FROM branches WHERE token = ?", (branch.token,))
                 let_go(con, branch.head)
-                con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+                dropped = con.execute("DELETE FROM staging WHERE token = ?", (branch.token,)).rowcount
                 forget_state(con, branch.token)
             point("delete-branch.forgotten")
             self._engine.workspaces.discard(branch.token)
             (self.root / "locks" / branch.token).unlink(missing_ok=True)
+        if dropped:
+            self._engine.incoming.sweep(self._engine.staged_digests)
 
     @guarded
     def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
@@ -165,7 +168,7 @@ class EmbeddedRepository(Handle):
     @guarded
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
-        with self._engine.db.write() as con:
+        with self._engine.db.write(freeing=True) as con:
             removed = con.execute("DELETE FROM tags WHERE name = ? RETURNING target", (name,)).fetchall()
             if not removed:
                 known = self._history.listing(con, "tags", "target", "")
@@ -201,10 +204,12 @@ class EmbeddedRepository(Handle):
         metadata = check_metadata(metadata)
         self._writable(branch)
         incoming = self._engine.incoming
-        with self._engine.turns.working():
+        with self._engine.turns.working(), Room(self.root) as room:
             if isinstance(data, Path):
+                room.need([data.stat().st_size if data.is_file() else 0])
                 digest, size = incoming.put_file(data)
             else:
+                room.need([len(data)])
                 digest, size = hashlib.sha256(data).digest(), len(data)
                 incoming.put_bytes(digest, data)
             point("put.object-kept")
@@ -335,6 +340,8 @@ class EmbeddedRepository(Handle):
                 con.execute("DELETE FROM staging WHERE token = ?", (found.token,))
                 if pending.state:
                     save_state(con, found.token, State(found.head, pending.state.prefixes, {}))
+        if pending.staged:
+            engine.incoming.sweep(engine.staged_digests)
 
     @guarded
     def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:

@@ -21,6 +21,7 @@ from lake.engines.embedded.files import (
     flocked,
     hash_file,
     is_sealed,
+    remove,
     seal,
     sync_files,
     sync_path,
@@ -29,6 +30,7 @@ from lake.engines.embedded.files import (
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.trash import Trash
 from lake.errors import ConflictError, CorruptObject
+from lake.room import Room
 
 R = TypeVar("R")
 _LOOKS = 4  # a content moves at most from the staged ones to the store, to the trash and back while one looks for it
@@ -120,12 +122,18 @@ class Store:
         """Store many contents durably, with as few waits for the disk as that takes."""
         digests = [hashlib.sha256(blob).digest() for blob in blobs]
         fresh: list[tuple[str, bytes]] = []
-        for digest, blob in zip(digests, blobs, strict=True):
-            if not self.holds(digest, len(blob)):
-                fresh.append((self._write(blob, digest), digest))
-        if fresh:
-            point("store.written")
-        sync_files((path for path, _ in fresh), self.root)
+        with Room(self.root.parent) as room:
+            room.need(map(len, blobs))
+            try:
+                for digest, blob in zip(digests, blobs, strict=True):
+                    if not self.holds(digest, len(blob)):
+                        fresh.append((self._write(blob, digest), digest))
+                if fresh:
+                    point("store.written")
+                sync_files((path for path, _ in fresh), self.root)
+            except BaseException:
+                remove(path for path, _ in fresh)
+                raise
         for path, digest in fresh:
             point("store.synced")
             os.replace(path, self.path(digest))
@@ -159,6 +167,7 @@ class Store:
             digest = hash_file(path)
         after = os.stat(path)
         if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
+            remove([copy] if copy is not None else [])
             raise ConflictError(
                 f"{path} was written while it was being committed", fix="finish writing, then commit again"
             )

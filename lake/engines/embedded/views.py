@@ -61,8 +61,12 @@ class Views:
                     self._scratch.discard(view.parent / entry)
         check_representable(key for key, _ in self._trees.items(tree, head))
         fresh = self._scratch.new()
-        (fresh / prefix).mkdir(parents=True)
-        fill(self._store, fresh, self._trees.items(tree, head), writable=False)
+        try:
+            (fresh / prefix).mkdir(parents=True)
+            fill(self._store, fresh, self._trees.items(tree, head), writable=False)
+        except BaseException:
+            self._scratch.discard(fresh)
+            raise
         point("view.filled")
         if not self._claim(view, fresh):
             # Somebody else was faster, and made the same.

@@ -9,13 +9,13 @@ changes costs one `stat` a file.
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lake.durable import point
 from lake.engines.embedded.database import Database
-from lake.engines.embedded.files import hash_file, in_threads, is_sealed, sync_files, with_folders
+from lake.engines.embedded.files import SMALL, hash_file, in_threads, is_sealed, remove, sync_files, with_folders
 from lake.engines.embedded.folders import check_representable, encode_key, fill, is_leftover, place, walk
 from lake.engines.embedded.history import Branch, History, read_staging
 from lake.engines.embedded.ranges import digest_of, number_of, pack
@@ -25,8 +25,10 @@ from lake.engines.embedded.trees import Tree, Trees, overlay
 from lake.errors import ConflictError
 from lake.names import check_key
 from lake.repository import CommitId
+from lake.room import Room
 
 Values = dict[bytes, bytes | None]
+Move = tuple[str, str, bytes | None]  # path, key, the value that shall be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,13 @@ class Workspaces:
             check_representable(key for key, _ in content)
             self._clear(folder, prefix, inner)
             fresh = [item for item in content if not (inner and item[0].startswith(inner))]
-            fill(self._store, folder, fresh, writable=True)
+            with Room(self.root.parent) as room:
+                room.need(size for _, value in fresh if (size := number_of(value)) < SMALL)
+                try:
+                    fill(self._store, folder, fresh, writable=True)
+                except BaseException:
+                    self._clear(folder, prefix, inner)
+                    raise
             point("workspace.filled")
             self._sync(folder, (key for key, _ in fresh))
             prefixes = (*(held for held in state.prefixes if held not in inner), prefix)
@@ -155,7 +163,7 @@ class Workspaces:
         """Put the difference between what the folder started from and what it should show into the files."""
         base, head = self._tree(state.base), self._tree(branch.head)
         differing = {key for key, _, _ in self._trees.delta(base, head) if state.covers(key)}
-        moves: list[tuple[str, str, bytes | None]] = []
+        moves: list[Move] = []
         clashes: list[str] = []
         for key in sorted(differing | state.shown.keys() | target.keys()):
             before = state.shown[key] if key in state.shown else self._trees.find(base, key)
@@ -178,15 +186,30 @@ class Workspaces:
             for prefix in state.prefixes:
                 shown = sorted((key, value) for key, value in target.items() if key.startswith(prefix))
                 check_representable(key for key, _ in overlay(self._trees.items(head, prefix), shown))
-        for path, name, after in sorted(moves, key=lambda move: move[2] is not None):
-            # Removals first: a folder may take the place of a file.
-            _remove(path, self.folder(branch.token))
-            if after is not None:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                place(self._store, path, name, after, writable=True)
+        self._exchange(branch.token, moves)
         for prefix in state.prefixes:
             (self.folder(branch.token) / prefix.decode()).mkdir(parents=True, exist_ok=True)
         self._sync(self.folder(branch.token), (name.encode() for _, name, _ in moves))
+
+    def _exchange(self, token: str, moves: Sequence[Move]) -> None:
+        """Give paths another content (None: remove them): what takes room first, then what cannot lack any."""
+        new = [(path, name, value, self._scratch.name()) for path, name, value in moves if value is not None]
+        try:
+            with Room(self.root.parent) as room:
+                room.need(size for _, _, value, _ in new if (size := number_of(value)) < SMALL)
+                for _, name, value, fresh in new:
+                    place(self._store, fresh, name, value, writable=True)
+            # Removals before the others: a folder may take the place of a file.
+            for path in (path for path, _, value in moves if value is None):
+                _remove(path, self.folder(token))
+            for path, _, _, fresh in new:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                if os.path.isdir(path):
+                    shutil.rmtree(path)
+                os.replace(fresh, path)
+        finally:
+            # Of two links to one file neither replaces the other.
+            remove(fresh for *_, fresh in new)
 
     def _sync(self, folder: Path, keys: Iterable[bytes]) -> None:
         """Put files, their names, and the absence of removed ones on the disk, before the database tells of them.
@@ -277,13 +300,11 @@ class Workspaces:
         base = self._tree(state.base)
         dirty = [(suspect.key, suspect.path) for suspect in survey.suspects]
         dirty += [(key, f"{folder}/{key.decode()}") for key in survey.removed]
-        for _, path in dirty:
-            _remove(path, folder)
+        moves: list[Move] = []
         for key, path in dirty:
             value = state.shown[key] if key in state.shown else self._trees.find(base, key)
-            if value is not None:
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                place(self._store, path, key.decode(), value, writable=True)
+            moves.append((path, key.decode(), value))
+        self._exchange(branch.token, moves)
         self._sync(folder, (key for key, _ in dirty))
         point("reset.restored")
         self._refresh(branch, state, {})

@@ -1,0 +1,80 @@
+"""Room kept aside, so that a repository on a full disk can still be read, and be made smaller.
+
+SQLite cannot read without a shared index of 32 KiB beside the database, nor remove anything without writing a log. So
+a file of a quarter of a megabyte lies in the repository, given up when the disk is full, and filled again when it is
+not.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from lake.room import free_below
+
+NAME = "spare"
+SIZE = 256 * 1024  # bytes
+_STEP = 64 * 1024
+_PLENTY = 16 * SIZE  # with less than this free, what is left is for the work
+
+
+class Spare:
+    """The file `spare` of a repository."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / NAME
+        self._given = False
+
+    def keep(self) -> None:
+        """Set the room aside, if it is not, and the disk has plenty."""
+        with suppress(OSError):  # no room after all, a read-only disk, a limit: then there is none aside
+            if self._held() < SIZE and free_below(self._path.parent)[1] > _PLENTY:
+                self._fill(SIZE)
+
+    def give(self, amount: int = _STEP) -> bool:
+        """Give up so many bytes; False if nothing was left."""
+        with suppress(OSError):
+            if held := self._held():
+                os.truncate(self._path, max(held - amount, 0))
+                self._given = True
+                return True
+        return False
+
+    def give_if_full(self, needed: int) -> None:
+        """Give up everything if the disk has less than `needed` bytes."""
+        if free_below(self._path.parent)[1] < needed:
+            self.give(SIZE)
+
+    def keep_again(self) -> None:
+        """Set aside again what was given up here, once the disk has plenty."""
+        if self._given:
+            self.keep()
+            self._given = self._held() < SIZE
+
+    def take_back(self) -> None:
+        """Set aside again what was given up here, as far as it is still there."""
+        if not self._given:
+            return
+        for size in range(SIZE, 0, -_STEP):
+            with suppress(OSError):
+                self._fill(size)
+                return
+
+    def _held(self) -> int:
+        try:
+            stat = os.stat(self._path)
+        except FileNotFoundError:
+            return 0
+        # A copied repository may hold a file of holes.
+        return min(stat.st_size, stat.st_blocks * 512)
+
+    def _fill(self, size: int) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            held = os.fstat(fd).st_size
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError:
+                os.ftruncate(fd, min(held, size))
+                raise
+        finally:
+            os.close(fd)

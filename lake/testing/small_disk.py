@@ -1,0 +1,213 @@
+"""A file system of a few megabytes that can be filled to the byte: what a full disk does, tried and not imagined.
+
+::
+
+    def test_...(small_disk):                       # skipped with the reason where nothing can be mounted
+        small_disk.leave(8192)                      # 8 KiB are free from here on
+        with pytest.raises(NoRoom): ...
+        small_disk.leave(None)                      # somebody made room
+
+It is a tmpfs, whose size can be changed while it is in use: no filler file takes part, so whatever an operation gives
+back is seen as free.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import lake
+from lake.errors import NoRoom
+from lake.repository import Repository
+from lake.room import TRANSACTION
+from lake.testing.crash import check_whole, content
+
+SIZE = 256 << 20  # of memory at most, and only what is written
+PAGE = os.sysconf("SC_PAGE_SIZE")
+_MISSING = "no small file system"
+
+
+class SmallDisk:
+    """A mounted tmpfs of adjustable size."""
+
+    def __init__(self, root: Path, size: int = SIZE) -> None:
+        self.root = root
+        self._size = size
+
+    def used(self) -> int:
+        """Give the bytes in use, whole pages."""
+        state = os.statvfs(self.root)
+        return (state.f_blocks - state.f_bfree) * state.f_frsize
+
+    def free(self) -> int:
+        """Give the bytes that can still be written."""
+        return shutil.disk_usage(self.root).free
+
+    def leave(self, room: int | None) -> None:
+        """Let so many bytes be free, rounded up to whole pages; None: as many as there were in the beginning."""
+        pages = self._size // PAGE if room is None else (self.used() + room + PAGE - 1) // PAGE
+        _mount("-o", f"remount,size={max(pages, 1) * PAGE}", str(self.root))
+
+
+def _mount(*arguments: str) -> None:
+    answer = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise OSError(f"mount {' '.join(arguments)}: {answer.stderr.strip()}")
+
+
+@contextmanager
+def mounted(root: Path, size: int = SIZE) -> Iterator[SmallDisk]:
+    """Mount a small disk on a new folder, and take it away again; `OSError` where that is not allowed."""
+    root.mkdir()
+    _mount("-t", "tmpfs", "-o", f"size={size},mode=0755", "emlake-small-disk", str(root))
+    try:
+        yield SmallDisk(root, size)
+    finally:
+        # A failed test may leave a file open there: the mount goes when it is closed.
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+# -- an operation that meets a full disk at every point ---------------------------------------------------------------
+State = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that writes to a repository.
+
+    Parameters
+    ----------
+    act : callable
+        Does it, on an open repository.
+    prepare : callable
+        Brings a fresh repository to where it can be done, with plenty of room.
+    steps : bool
+        It is made of several steps, of which an error knows one: what it asks for need not be enough for all.
+    """
+
+    act: Callable[[Repository], object]
+    prepare: Callable[[Repository], object] = lambda repo: None
+    steps: bool = False
+
+
+def state_of(repo: Repository) -> State:
+    """Read all that a repository promises: refs, and what every branch holds, committed and pending."""
+    state: State = {"tags": sorted(repo.tags())}
+    for branch in repo.branches():
+        if not branch.startswith("session-"):
+            state[branch] = (
+                content(repo, f"{branch}@"),
+                content(repo, branch),
+                sorted((change.key, change.kind) for change in repo.uncommitted(branch)),
+            )
+    return state
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try with little room: how much, and the error, or None if it was enough."""
+
+    room: int
+    error: NoRoom | None
+
+
+class FullDisk:
+    """Tries one operation again and again on a small disk, with less room than it needs.
+
+    Parameters
+    ----------
+    template : folder
+        An embedded repository that every try starts from.
+    """
+
+    def __init__(self, disk: SmallDisk, template: Path, operation: Operation) -> None:
+        self._disk = disk
+        self._template = template
+        self._operation = operation
+
+    def _fresh(self) -> Repository:
+        root = self._disk.root / "repo"
+        self._disk.leave(None)
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(self._template, root, symlinks=True)
+        repo = lake.open(root)
+        self._operation.prepare(repo)
+        return repo
+
+    def needed(self) -> tuple[int, State]:
+        """Carry the operation out with plenty of room; give the bytes it took and the state it leads to."""
+        repo = self._fresh()
+        before = self._disk.used()
+        self._operation.act(repo)
+        took = self._disk.used() - before
+        state = state_of(repo)
+        repo.close()
+        return took, state
+
+    def try_with(self, room: int, outcome: State) -> Trial:
+        """Carry the operation out with `room` bytes and hold it against its promise.
+
+        It is done, or it is `NoRoom` and nothing has changed, seen by a process that opens the repository while the
+        disk is still full; what was taken is given back; and with the room that the message asks for it goes through.
+        """
+        repo = self._fresh()
+        before, used = state_of(repo), self._disk.used()
+        self._disk.leave(room)
+        try:
+            self._operation.act(repo)
+        except NoRoom as error:
+            failed = error
+        else:
+            assert state_of(repo) == outcome
+            repo.close()
+            return Trial(room, None)
+        taken = self._disk.used() - used
+        assert taken <= TRANSACTION, f"{taken} bytes of {room} were not given back"
+        self._check_told(failed)
+        reader = lake.open(repo.location)
+        assert check_whole(reader)
+        assert state_of(reader) == before
+        reader.close()
+        self._disk.leave(None if self._operation.steps else failed.needed)
+        self._operation.act(repo)
+        assert state_of(repo) == outcome
+        check_whole(repo)
+        repo.close()
+        return Trial(room, failed)
+
+    @staticmethod
+    def _check_told(failed: NoRoom) -> None:
+        assert failed.exit_code == 6
+        assert failed.needed > 0
+        assert f"{failed.needed:,} bytes are needed" in failed.message
+        assert f"{failed.free:,} are free" in failed.message
+        assert "repeat" in failed.fix
+
+    def try_all(self, points: int) -> list[Trial]:
+        """Try with no room, and with ever more, to almost all that is needed; at least one try must fail."""
+        took, outcome = self.needed()
+        trials = [self.try_with(took * number // points, outcome) for number in range(points)]
+        assert any(trial.error is not None for trial in trials), f"it needs {took} bytes and was never stopped"
+        return trials
+
+
+# -- pytest plugin ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A small disk for one test; skipped where nothing can be mounted."""
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip(f"{_MISSING}: mounting one takes root")
+    try:
+        context = mounted(tmp_path / "disk")
+        disk = context.__enter__()
+    except OSError as error:
+        pytest.skip(f"{_MISSING}: {error}")
+    try:
+        yield disk
+    finally:
+        context.__exit__(None, None, None)
