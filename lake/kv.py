@@ -5,7 +5,8 @@ from typing import Any
 
 import tensorstore as ts
 
-from lake.errors import LakeError, NotAuthorized, ServerUnreachable, StorageError
+from lake import reach
+from lake.errors import LakeError, NotAuthorized, StorageError
 from lake.location import Location
 from lake.room import code_of, no_room
 
@@ -17,14 +18,15 @@ _FORBIDDEN = ("403", "401", "forbidden", "unauthorized", "accessdenied")
 
 
 def open_kv(location: Location, context: "ts.Context | None" = None) -> Any:
-    """Open the TensorStore key-value store: `kv[key] = data` writes a file under a temporary name and renames it."""
+    """Open the TensorStore key-value store; writing a key makes a file under a temporary name and renames it."""
+    reach.check(location)
     return ts.KvStore.open(location.kvstore(), context=context).result()
 
 
 def list_keys(location: Location) -> list[str]:
     """List the keys below a location, sorted; empty if there is nothing."""
     try:
-        return sorted(key.decode() for key in open_kv(location).list().result())
+        return sorted(key.decode() for key in reach.settle(open_kv(location).list(), location))
     except NATIVE_ERRORS as error:
         raise storage_error(error, location) from error
 
@@ -32,7 +34,7 @@ def list_keys(location: Location) -> list[str]:
 def clear(location: Location) -> None:
     """Remove everything below a writable location."""
     try:
-        open_kv(location).delete_range(ts.KvStore.KeyRange()).result()
+        reach.settle(open_kv(location).delete_range(ts.KvStore.KeyRange()), location)
     except NATIVE_ERRORS as error:
         raise storage_error(error, location) from error
 
@@ -47,7 +49,7 @@ def storage_error(error: Exception, location: Location, needed: int = 0) -> Lake
     text = " ".join(_COLOUR.sub("", str(error)).split())
     lowered = text.lower()
     if isinstance(error, ConnectionError) or any(sign in lowered for sign in _GONE):
-        return ServerUnreachable(f"{location.uri}: {text}", fix="is the server running? see `emlake server status`")
+        return reach.gone(location, text)
     if location.s3 is not None and any(sign in lowered for sign in _FORBIDDEN):
         return NotAuthorized(f"{location.uri}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")
     return StorageError(f"{location.uri}: {text}", fix="check the disk and the connection, then try again")

@@ -72,6 +72,9 @@ class Location:
             "AWS_ACCESS_KEY_ID": self.s3.access_key_id,
             "AWS_SECRET_ACCESS_KEY": self.s3.secret_access_key,
             "AWS_REGION": self.s3.region,
+            # A server that dies under a request: delta-rs would try for three minutes (polars takes the first alone).
+            "connect_timeout": "2 seconds",
+            "retry_timeout": "3s",
         }
 
     def kvstore(self) -> dict[str, object]:
@@ -86,7 +89,7 @@ class Location:
             "path": path + "/",
             "aws_region": self.s3.region,
             # The default, 32 retries up to 32 s apart, would hide for a quarter of an hour that the server has gone.
-            "s3_request_retries": {"max_retries": 6, "initial_delay": "100ms", "max_delay": "2s"},
+            "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "1s"},
             "aws_credentials": {
                 "type": "profile",
                 "profile": self.s3.profile,

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lake import reach
 from lake.columns import TableSpec
 from lake.digests import bytes_digest
 from lake.errors import BadInput, NoRoom
@@ -110,7 +111,7 @@ def _write_part(
     folder = "".join(f"{column}={value}/" for column, value in partition.items())
     path = f"{folder}{part_name.replace('/', '-')}-{bytes_digest(data)[:16]}.parquet"
     try:
-        open_kv(location)[path] = data
+        reach.settle(open_kv(location).write(path, data), location)
     except NATIVE_ERRORS as error:
         raise storage_error(error, location, allocated([len(data)])) from error
     return Part(

@@ -16,7 +16,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 
-from lake import sandbox
+from lake import reach, sandbox
 from lake.columns import TableSpec
 from lake.errors import BadInput, LakeError, QueryRefused, StorageError
 from lake.kv import storage_error
@@ -103,16 +103,16 @@ class Database:
         self._lock = threading.Lock()
         self._absent = dict(absent)
         self._known: set[str] = set()
+        self._locations = [place for schema in schemas.values() for place in schema.tables.values()]
         try:
-            locations = [place for schema in schemas.values() for place in schema.tables.values()]
-            self._load(locations)
+            self._load(self._locations)
             for name, schema in schemas.items():
                 self._add(name, schema)
             self.views = self._add_views(views)
-            self._close_doors(locations)
-        except duckdb.Error as error:
+            self._close_doors(self._locations)
+        except (duckdb.Error, LakeError) as error:
             self.close()
-            raise translate(error) from error
+            raise translate(error) if isinstance(error, duckdb.Error) else error from error
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -129,6 +129,7 @@ class Database:
         timeout_s : float
             `QueryRefused` if it takes longer.
         """
+        self._check_server()
         cursor = self.cursor()
         try:
             sandbox.check(cursor, sql, self._known, self._absent)
@@ -141,6 +142,11 @@ class Database:
             raise translate(error) from error
         finally:
             cursor.close()
+
+    def _check_server(self) -> None:
+        # The extension that reads Delta tables has no setting for time: it tries for three minutes.
+        for place in self._locations:
+            reach.check(place)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Give a cursor of one's own, for libraries that speak DuckDB: trusted code, held by the settings alone."""
@@ -167,6 +173,7 @@ class Database:
 
     # -- building ---------------------------------------------------------------------------------------------------
     def _load(self, locations: Sequence[Location]) -> None:
+        self._check_server()
         if locations:
             self._root.execute(f"LOAD {_quote(extension('delta'))}")
         accesses: dict[str, S3Access] = {}

@@ -22,6 +22,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
+from lake import reach
 from lake import rows as rows_of
 from lake.columns import TableSpec
 from lake.errors import BadInput, ConflictError, CorruptObject, SchemaMismatch, TableNotFound, nearest
@@ -245,7 +246,7 @@ def content_digest(location: Location, name: str) -> str:
 def _piece(location: Location, spec: TableSpec, kv: Any, action: Mapping[str, Any]) -> pa.Table:
     """Read one data file whole, with its partition values, in the declared schema."""
     path = str(action["path"])
-    found = kv.read(path).result()
+    found = reach.settle(kv.read(path), location)
     if found.state != "value":
         raise CorruptObject(f"{location.uri}/{path} is missing", fix="run `emlake scrub`, and restore it from a clone")
     _check_size(location, path, len(found.value), int(action["size_bytes"]))
@@ -274,7 +275,8 @@ def _open(location: Location, name: str) -> DeltaTable:
 
 @contextmanager
 def _translated(location: Location, name: str, needed: int = 0) -> Iterator[None]:
-    """Turn the errors of delta-rs, object stores and Parquet into ours."""
+    """Turn the errors of delta-rs, object stores and Parquet into ours; a server that has gone is found out first."""
+    reach.check(location)
     try:
         yield
     except TableNotFoundError as error:

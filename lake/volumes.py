@@ -16,7 +16,7 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from lake import precomputed, zarr3
+from lake import precomputed, reach, zarr3
 from lake.box import Box, Zyx
 from lake.errors import AlreadyExists, BadInput, NotFound
 from lake.kv import NATIVE_ERRORS, list_keys, open_kv, storage_error
@@ -89,7 +89,7 @@ class Volume:
             self._report(self.missing_chunks(box, scale), scale)
         store = self._store(scale, missing)
         try:
-            return cast(Array, self._view(store, box, scale).read(order="C").result())
+            return cast(Array, reach.settle(self._view(store, box, scale).read(order="C"), self.location))
         except NATIVE_ERRORS as error:
             if "NOT_FOUND" in str(error):
                 self._report(self.missing_chunks(box, scale) or [box], scale)
@@ -125,12 +125,14 @@ class Volume:
         try:
             if sharded:
                 # Without a transaction every chunk rewrites its shard: 245 s instead of 1.1 s for 268 MB.
-                with ts.Transaction() as transaction:
-                    self._view(store.with_transaction(transaction), box, scale).write(array).result()
+                transaction = ts.Transaction()
+                write = self._view(store.with_transaction(transaction), box, scale).write(array)
+                reach.settle(write, self.location)
+                reach.settle(transaction.commit_async(), self.location)
                 self._store_empty_shards(box, array, scale)
             else:
                 self._clear_cut_chunks(box, scale)
-                self._view(store, box, scale).write(array).result()
+                reach.settle(self._view(store, box, scale).write(array), self.location)
         except NATIVE_ERRORS as error:
             # Chunks are compressed: fewer bytes will do, how many is known when they are written.
             raise storage_error(error, self.location, array.nbytes) from error
@@ -142,7 +144,7 @@ class Volume:
             return
         for file, cell in precomputed.chunk_files(self.spec, scale, info, box):
             if not array[(..., *cell.within(box))].any():
-                open_kv(self.location)[file] = grid.empty_shard()
+                reach.settle(open_kv(self.location).write(file, grid.empty_shard()), self.location)
 
     def _clear_cut_chunks(self, box: Box, scale: int) -> None:
         """Remove zarr chunks that the volume's end cuts, on S3: TensorStore would read them before it writes them.
@@ -155,7 +157,7 @@ class Volume:
         kv = open_kv(self.location)
         for file, cell in zarr3.chunk_files(self.spec, scale, box):
             if cell.shape != unit:
-                kv.delete_range(ts.KvStore.KeyRange(file, f"{file}\0")).result()
+                reach.settle(kv.delete_range(ts.KvStore.KeyRange(file, f"{file}\0")), self.location)
 
     # -- completeness -----------------------------------------------------------------------------------------------
     def missing_chunks(self, box: Box | None = None, scale: int = 0) -> list[Box]:
@@ -252,7 +254,8 @@ class Volume:
             }
         options = {"fill_missing_data_reads": missing == "zero", "store_data_equal_to_fill_value": True}
         try:
-            store = ts.open({**spec, **options, "open": True}).result()
+            reach.check(self.location)
+            store = reach.settle(ts.open({**spec, **options, "open": True}), self.location)
         except NATIVE_ERRORS as error:
             raise storage_error(error, self.location) from error
         self._stores[(scale << 1) | (missing == "zero")] = store
@@ -335,7 +338,7 @@ def create_volume(location: Location, spec: VolumeSpec, provenance: Mapping[str,
     kv = open_kv(location)
     try:
         for name, data in files.items():
-            kv[name] = data
+            reach.settle(kv.write(name, data), location)
     except NATIVE_ERRORS as error:
         raise storage_error(error, location, allocated(map(len, files.values()))) from error
     return open_volume(location)
@@ -365,8 +368,8 @@ def open_volume(location: Location) -> Volume:
     kv = open_kv(location)
     name = location.root.rsplit("/", 1)[-1]
     try:
-        info = kv.read("info").result()
-        group = kv.read("zarr.json").result() if info.state == "missing" else None
+        info = reach.settle(kv.read("info"), location)
+        group = reach.settle(kv.read("zarr.json"), location) if info.state == "missing" else None
     except NATIVE_ERRORS as error:
         raise storage_error(error, location) from error
     if info.state == "value":

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lake import tables
+from lake import reach, tables
 from lake.box import Box
 from lake.digests import array_digest, bytes_digest, json_digest
 from lake.durable import point
@@ -154,7 +154,7 @@ def _rows(location: Location, name: str, columns: tuple[str, ...]) -> pl.DataFra
 
 def _bytes(location: Location, key: str) -> bytes:
     try:
-        found = open_kv(location).read(key).result()
+        found = reach.settle(open_kv(location).read(key), location)
     except (ValueError, OSError) as error:
         raise storage_error(error, location) from error
     if found.state == "missing":
@@ -164,7 +164,7 @@ def _bytes(location: Location, key: str) -> bytes:
 
 def _put(location: Location, key: str, data: bytes) -> None:
     try:
-        open_kv(location).write(key, data).result()
+        reach.settle(open_kv(location).write(key, data), location)
     except (ValueError, OSError) as error:
         raise storage_error(error, location) from error
 
