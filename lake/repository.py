@@ -78,7 +78,10 @@ class Repository(Protocol):
 
     # -- refs ---------------------------------------------------------------------------------------------------
     def resolve(self, ref: str) -> CommitId:
-        """Give the full commit id behind `ref`, or raise `RefNotFound` with the nearest name."""
+        """Give the full commit id behind `ref`, or raise `RefNotFound` with the nearest name.
+
+        A full id that a commit had where it was cloned from stands for its clone, here and wherever a `ref` is taken.
+        """
         ...
 
     def commit_info(self, ref: str) -> Commit:

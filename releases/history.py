@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from lake.clones import origins
 from lake.errors import NotFound, nearest
 from lake.repository import Commit, CommitId, Repository
 
@@ -36,11 +37,13 @@ class Release:
 def history(repo: Repository) -> list[Release]:
     """List every release that main has held, oldest first, rolled-back ones included."""
     found: dict[CommitId, Release] = {}
+    ids: dict[CommitId, CommitId] = {}  # also those that commits had where this repository was cloned from
     for commit in reversed(list(repo.log("main", first_parent=True))):
-        undone = commit.metadata.get("rollback_of")
+        undone = ids.get(commit.metadata.get("rollback_of", ""))
         if "release" in commit.metadata and len(commit.parents) == 2:
             found[commit.id] = _release(commit)
-        elif undone in found:
+            ids |= dict.fromkeys((commit.id, *origins(commit.metadata)), commit.id)
+        elif undone is not None:
             old = found[undone]
             found[undone] = Release(
                 old.name, old.merge, old.parents, old.qc, old.manifest_digest, old.created, undone_by=commit.id

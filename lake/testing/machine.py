@@ -353,14 +353,19 @@ def run_machine(
     """
     run_state_machine_as_test(
         lambda: RepositoryMachine(opener, reopen, salted=salted),  # type: ignore[arg-type]  # any callable will do
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=derandomize,
-            deadline=None,
-            database=None,
-            report_multiple_bugs=False,
-            phases=[phase for phase in Phase if shrink or phase is not Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=machine_settings(examples, steps, derandomize=derandomize, shrink=shrink),
+    )
+
+
+def machine_settings(examples: int, steps: int, *, derandomize: bool = True, shrink: bool = True) -> settings:
+    """Give the settings of `run_machine`."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=derandomize,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        phases=[phase for phase in Phase if shrink or phase is not Phase.shrink],
+        suppress_health_check=list(HealthCheck),
     )

@@ -139,11 +139,11 @@ def qc_rows(
 def judge_with(repo: Repository) -> Callable[..., CommitId]:
     """Commit QC tables with chosen values on top of a candidate's data, as `emlake qc run` does."""
 
-    def run(name: str, **values: float | None) -> CommitId:
+    def run(name: str, on: Repository = repo, **values: float | None) -> CommitId:
         branch = f"cand-{name}"
-        head = repo.resolve(branch)
-        metrics, results = qc_rows(repo, head, {k.replace("__", "@"): v for k, v in values.items()})
-        with repo.session(branch, owner="qc") as session:
+        head = on.resolve(branch)
+        metrics, results = qc_rows(on, head, {k.replace("__", "@"): v for k, v in values.items()})
+        with on.session(branch, owner="qc") as session:
             overwrite(session.workspace("tables/qc_metrics/"), "qc_metrics", metrics)
             overwrite(session.workspace("tables/qc_results/"), "qc_results", results)
             return session.commit(f"QC of {name}", {"qc_of": head})

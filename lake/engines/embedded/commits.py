@@ -14,8 +14,10 @@ from lake.engines.embedded.history import (
     check_kept,
     check_unprotected,
     commit_body,
+    let_go,
     move_branch,
     read_staging,
+    told_body,
 )
 from lake.engines.embedded.merging import Rules, merged
 from lake.engines.embedded.ranges import digest_of, number_of, pack
@@ -23,7 +25,7 @@ from lake.engines.embedded.store import Found
 from lake.engines.embedded.trees import Tree
 from lake.engines.embedded.workspaces import State, Suspect, Values, save_state
 from lake.errors import BadInput, ConflictError, DirtyBranch, NothingToCommit
-from lake.repository import CommitId, Metadata, Strategy
+from lake.repository import Commit, CommitId, Metadata, Strategy
 from lake.room import Room
 
 ROW = 512  # bytes that the database's log may take for one staged key
@@ -206,3 +208,37 @@ def _check_still_clean(engine: Engine, con: sqlite3.Connection, pending: Pending
         raise DirtyBranch(
             f"something was staged on branch {pending.branch.name!r} just now", fix="commit or reset it, then repeat"
         )
+
+
+def rebuild(engine: Engine, name: str, like: Commit) -> CommitId:
+    """Turn what is staged on a branch into a commit that says what `like` says, its parents included."""
+    with engine.locked(name) as branch, engine.turns.working():
+        pending = engine.pending(branch)
+        _bring_in_staged(engine, pending)
+        tree = engine.trees.edit(pending.tree, pending.staged)
+        point("rebuild.manifest-written")
+        body = told_body(tree.digest, like)
+        with engine.db.write() as con:
+            check_kept(con, like.parents)
+            made = add_commit(con, body)
+            move_branch(con, branch, made)
+            con.execute("DELETE FROM staging WHERE token = ? AND seq <= ?", (branch.token, pending.seq))
+            point("rebuild.before-ref")
+        point("rebuild.ref-moved")
+        return made
+
+
+def forward(engine: Engine, name: str, expected: CommitId, to: CommitId) -> None:
+    """Move a clean branch, protected or not, from the head that is expected to another commit."""
+    with engine.locked(name) as branch, engine.turns.working():
+        if branch.head != expected:
+            raise ConflictError(f"branch {name!r} is at {branch.head}, not at {expected}", fix="look at what came in")
+        pending = _clean(engine, branch)
+        with engine.db.write() as con:
+            _check_still_clean(engine, con, pending)
+            check_kept(con, [to])
+            move_branch(con, branch, to)
+            let_go(con, expected)
+            con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+            point("forward.before-ref")
+        point("forward.ref-moved")

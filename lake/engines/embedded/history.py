@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from threading import Lock
 
+from lake.clones import FROM, origins
 from lake.engines.embedded.database import DEPARTED, Database
 from lake.errors import AlreadyExists, BadInput, ConflictError, ProtectedBranch, RefNotFound
 from lake.names import is_commit_id
@@ -52,15 +53,20 @@ def committer() -> str:
 
 
 def commit_body(tree: bytes, parents: Sequence[Commit], message: str, metadata: Metadata) -> bytes:
-    """Write a commit in canonical JSON; its sha256 is the commit's id."""
+    """Write a new commit in canonical JSON; its sha256 is the commit's id."""
     # Whatever the clock does, a child is younger than its parents.
     created = max([datetime.now(UTC), *(parent.created + timedelta(microseconds=1) for parent in parents)])
+    return told_body(tree, Commit("", tuple(parent.id for parent in parents), message, metadata, committer(), created))
+
+
+def told_body(tree: bytes, told: Commit) -> bytes:
+    """Write what a commit says, and its tree, in canonical JSON."""
     content = {
-        "committer": committer(),
-        "created": created.isoformat(timespec="microseconds"),
-        "message": message,
-        "metadata": dict(metadata),
-        "parents": [parent.id for parent in parents],
+        "committer": told.committer,
+        "created": told.created.isoformat(timespec="microseconds"),
+        "message": told.message,
+        "metadata": dict(told.metadata),
+        "parents": list(told.parents),
         "tree": tree.hex(),
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -150,6 +156,8 @@ class History:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._nodes: dict[CommitId, Node] = {}
+        self._clones: dict[CommitId, CommitId] = {}
+        self._clones_seq = 0
         self._lock = Lock()
 
     # -- refs ---------------------------------------------------------------------------------------------------------
@@ -191,7 +199,22 @@ class History:
             rows = con.execute("SELECT id FROM commits WHERE id >= ? AND id < ? LIMIT 2", (low, low + "g")).fetchall()
             if len(rows) == 1:
                 return str(rows[0][0])
+        if is_commit_id(base) and (clone := self._clone_of(con, base)):
+            return clone
         raise not_found(expr, self._names(con, "branches", "tags"))
+
+    def _clone_of(self, con: sqlite3.Connection, old: CommitId) -> CommitId | None:
+        """Find the commit that was cloned from one with this id in another repository; reads each commit once."""
+        query = "SELECT id, body FROM commits WHERE seq > ? AND instr(body, CAST(? AS BLOB)) ORDER BY seq"
+        with self._lock:
+            (newest,) = con.execute("SELECT ifnull(max(seq), 0) FROM commits").fetchone()
+            if newest > self._clones_seq:
+                for commit, body in con.execute(query, (self._clones_seq, FROM)):
+                    self._clones.update(dict.fromkeys(origins(json.loads(body)["metadata"]), commit))
+                self._clones_seq = newest
+            clone = self._clones.get(old)
+        row = con.execute("SELECT id FROM commits WHERE id = ?", (clone,)).fetchone()
+        return str(row[0]) if row else None  # it may have been collected since
 
     def staged_branch(self, con: sqlite3.Connection, expr: str) -> Branch | None:
         """Give the branch whose staging area an object read of `expr` sees, or None if it reads a commit."""

@@ -34,7 +34,7 @@ class Incoming:
 
     def put_bytes(self, digest: bytes, data: bytes) -> None:
         """Keep bytes with this digest."""
-        if self._has(digest, len(data)):
+        if self.holds(digest, len(data)):
             return
         path = self._scratch.new()
         fd = write_new(path, data)
@@ -52,14 +52,15 @@ class Incoming:
         except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
             raise NotFound(f"{source} cannot be read: {error.strerror}", fix="give a readable file") from error
         stat = path.stat()
-        if self._has(digest, stat.st_size):
+        if self.holds(digest, stat.st_size):
             path.unlink()
         else:
             seal(path, stat, digest)
             self._name(path, digest)
         return digest, stat.st_size
 
-    def _has(self, digest: bytes, size: int) -> bool:
+    def holds(self, digest: bytes, size: int) -> bool:
+        """Tell whether the content is here, or in the store, and sound."""
         if self._store.holds(digest, size):
             return True
         try:

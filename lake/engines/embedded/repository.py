@@ -25,6 +25,7 @@ from lake.engines.embedded.history import (
     read_staging,
     stage,
 )
+from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
 from lake.engines.embedded.layout import MAIN, check_openable, make_repository
 from lake.engines.embedded.merging import changes
@@ -98,6 +99,10 @@ class EmbeddedRepository(Handle):
     def inspector(self) -> FolderInspector:
         """Begin an inspection of the folder's bytes; see `lake.integrity`."""
         return FolderInspector(self._engine)
+
+    def importer(self) -> EmbeddedImporter:
+        """Give the part that rebuilds commits of another repository here."""
+        return EmbeddedImporter(self._engine)
 
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""

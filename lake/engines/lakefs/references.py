@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from threading import RLock
 from typing import Any
 
+from lake.clones import origins
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.landing import public_metadata
 from lake.engines.lakefs.wire import Wire, segment
@@ -19,7 +21,7 @@ from lake.errors import (
     StorageError,
     nearest,
 )
-from lake.names import check_branch, check_tag
+from lake.names import check_branch, check_tag, is_commit_id
 from lake.refs import not_found, parse
 from lake.repository import Commit, CommitId
 
@@ -40,11 +42,53 @@ def commit_from(entry: dict[str, Any]) -> Commit:
     )
 
 
+class Clones:
+    """Finds the clones of commits by the ids these had in other repositories; reads each commit once."""
+
+    def __init__(self, references: "References") -> None:
+        self._references = references
+        self._seen: set[CommitId] = set()
+        self._found: dict[CommitId, CommitId] = {}
+        self._natives: dict[CommitId, CommitId] = {}
+        self._lock = RLock()
+
+    def find(self, old: CommitId) -> CommitId | None:
+        """Give the commit that was cloned from `old`, or None."""
+        with self._lock:
+            if old not in self._found:
+                self._read()
+            return self._found.get(old)
+
+    def native(self, commit: CommitId) -> CommitId:
+        """Give the id to ask the server for: that of the clone if there is one, else `commit` itself."""
+        # One question for each commit, ever: reads pinned to a commit are the fast ones, and must stay so.
+        if commit not in self._natives:
+            try:
+                info = self._references.commit_info(commit)
+            except NotFound:
+                return commit
+            if commit not in (info.id, *origins(info.metadata)):
+                return commit  # a branch or tag with such a name: it may move
+            self._natives[commit] = info.id
+        return self._natives[commit]
+
+    def _read(self) -> None:
+        waiting = [*self._references.branches().values(), *self._references.tags().values()]
+        while waiting:
+            for commit in self._references.log(waiting.pop(), first_parent=True):
+                if commit.id in self._seen:
+                    break
+                self._seen.add(commit.id)
+                self._found |= dict.fromkeys(origins(commit.metadata), commit.id)
+                waiting += commit.parents[1:]
+
+
 class References:
     """Looks up, makes and removes names in one repository."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        self._clones = Clones(self)
 
     @property
     def location(self) -> str:
@@ -63,10 +107,10 @@ class References:
         if expr.at == "$":
             raise BadInput(f"{ref!r} is a staging area, not a commit", fix=f"use {expr.base!r}, or commit first")
         try:
-            return commit_from(
-                self._wire.json(f"/commits/{segment(ref)}", fields=COMMIT_FIELDS, doing=f"resolve {ref!r}")
-            )
+            return self._described(ref)
         except NotFound as error:
+            if is_commit_id(expr.base) and (clone := self._clones.find(expr.base)):
+                return self._described(clone + ref.removeprefix(expr.base))
             raise self._unknown_ref(ref) from error
         except StorageError as error:
             # lakeFS answers 500 to a step beyond the last parent.
@@ -74,6 +118,14 @@ class References:
                 raise
             self.resolve(expr.base)
             raise RefNotFound(f"{ref!r} leads nowhere", fix="ask for fewer steps; `log` shows the parents") from error
+
+    def _described(self, ref: str) -> Commit:
+        return commit_from(self._wire.json(f"/commits/{segment(ref)}", fields=COMMIT_FIELDS, doing=f"resolve {ref!r}"))
+
+    def native(self, ref: str) -> str:
+        """Put the clone's id into a reference that names a commit by the id it had in another repository."""
+        base = parse(ref).base
+        return self._clones.native(base) + ref.removeprefix(base) if is_commit_id(base) else ref
 
     def _unknown_ref(self, ref: str) -> LakeError:
         try:
@@ -145,6 +197,14 @@ class References:
             self._wire.call(self._wire.sdk.tags_api.delete_tag, self._wire.name, name, doing=f"delete tag {name!r}")
         except (NotFound, BadInput) as error:
             raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, self.tags())) from error
+
+    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
+        """Yield commits reachable from `ref`, newest first."""
+        query = {"first_parent": "true" if first_parent else "false"}
+        path = f"/refs/{self.resolve(ref)}/commits"
+        return map(
+            commit_from, self._wire.pages(path, query, fields=COMMIT_FIELDS, doing=f"log of {ref!r}", limit=limit)
+        )
 
     @contextmanager
     def _taken(self, name: str) -> Iterator[None]:

@@ -10,10 +10,11 @@ from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
 from lake.engines.lakefs.gate_runs import RunningGate
+from lake.engines.lakefs.importing import LakeFSImporter
 from lake.engines.lakefs.inspection import ServerInspector
 from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.protection import Protection
-from lake.engines.lakefs.references import COMMIT_FIELDS, MAIN, References, commit_from
+from lake.engines.lakefs.references import MAIN, References
 from lake.engines.lakefs.retention import Retention
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
@@ -33,7 +34,7 @@ from lake.errors import (
 from lake.location import Location, S3Access
 from lake.names import check_branch, check_key, check_metadata, is_commit_id
 from lake.refs import parse
-from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
+from lake.repository import NO_METADATA, Change, CommitId, Handle, Metadata, ObjectStat, Strategy
 
 _COMMIT_TRIES = 4
 
@@ -88,6 +89,10 @@ class LakeFSRepository(References, Handle):
     def inspector(self) -> ServerInspector:
         """Begin an inspection of the stored bytes; see `lake.integrity`."""
         return ServerInspector(self, self, self._wire)
+
+    def importer(self) -> LakeFSImporter:
+        """Give the part that rebuilds commits of another repository here."""
+        return LakeFSImporter(self, self._wire, self._protection)
 
     # -- protection ---------------------------------------------------------------------------------------------
     def protect(self, pattern: str, *more: str) -> None:
@@ -182,7 +187,7 @@ class LakeFSRepository(References, Handle):
         if expr.at == "$":
             # The server shows under `branch$` what a plain branch name shows.
             self.head(expr.base)
-        plain = expr.base if expr.at == "$" else ref
+        plain = expr.base if expr.at == "$" else self.native(ref)
         try:
             yield plain
         except (NotFound, BadInput, StorageError) as error:
@@ -272,14 +277,6 @@ class LakeFSRepository(References, Handle):
                 {"type": "reset"},
                 doing=f"reset {branch!r}",
             )
-
-    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
-        """Yield commits reachable from `ref`, newest first."""
-        query = {"first_parent": "true" if first_parent else "false"}
-        path = f"/refs/{self.resolve(ref)}/commits"
-        return map(
-            commit_from, self._wire.pages(path, query, fields=COMMIT_FIELDS, doing=f"log of {ref!r}", limit=limit)
-        )
 
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
         """Yield changes from `left` to `right`, sorted by key, both resolved once."""

@@ -1,0 +1,315 @@
+"""Copies a repository to another place, on the same or on another engine, with its history.
+
+All commits behind branches and tags are rebuilt, parents first, merges as merges: the same tree, message, metadata,
+committer and time (lakeFS keeps seconds; `cloned_time` then holds the rest). What differs is the id, and that each
+carries `cloned_from`; see `lake.clones`. Then branches, tags and protection follow. What is staged, hidden branches of
+sessions and their locks are not copied.
+
+::
+
+    commits, one by one, on work branches `session-clone-*`   killed: the next run finds them by `cloned_from`
+    -> heads compared with the source by digest -> branches -> tags -> protection -> work branches removed
+
+Until the comparison has passed no branch of the destination has moved. A second run copies what is new; it deletes
+nothing, and leaves alone (and names) a branch that has moved on by itself at the destination.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lake
+from lake.clone_plan import MAIN, Plan, make_plan, public_heads
+from lake.clones import Importer, Importing, Move, clone_of
+from lake.copying import Copier, Count, compare, stats_of
+from lake.durable import point
+from lake.errors import BadInput, ConflictError, RepositoryNotFound, StorageError
+from lake.locks import WORK
+from lake.repository import Change, Commit, CommitId, Repository
+
+Progress = Callable[[str, int, int], None]
+LANE = f"{WORK}clone-"
+WAIT_S = 5.0
+_MANY = 16  # changes from which it pays to look for another commit with the same tree
+
+
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """What was done, or with `dry_run` what would be.
+
+    Parameters
+    ----------
+    commits, objects : int
+        Commits rebuilt, and the changes of objects in them.
+    contents, bytes : int
+        Contents sent and their bytes: each is sent once. A dry run does not know what the destination holds already.
+    made, moved, tags, rules : tuple of str
+        Branches made and moved forward, tags made, protection patterns added.
+    gone : tuple of str
+        Cloned earlier and gone at the source; kept.
+    refused : mapping of name to reason
+        Branches and tags left alone.
+    staged : tuple of str
+        Source branches with staged changes, which were not copied.
+    compared : int
+        Objects compared at the end.
+    comparison : str
+        "recorded": by the checksums both engines recorded, and by reading the source where these are of different
+        kinds; "read": by reading both sides.
+    """
+
+    source: str
+    destination: str
+    commits: int
+    objects: int
+    contents: int
+    bytes: int
+    made: tuple[str, ...]
+    moved: tuple[str, ...]
+    tags: tuple[str, ...]
+    rules: tuple[str, ...]
+    gone: tuple[str, ...]
+    refused: dict[str, str]
+    staged: tuple[str, ...]
+    compared: int
+    comparison: str
+    dry_run: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Give what `emlake clone --json` prints."""
+        return asdict(self)
+
+
+def clone(
+    source: Repository,
+    destination: str | Path,
+    *,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    reread: bool = False,
+) -> Cloned:
+    """Clone `source` into the repository at `destination`, which is made if there is none.
+
+    Parameters
+    ----------
+    progress : callable
+        Takes what is counted ("commits", "compared"), how many are done and how many there are.
+    dry_run : bool
+        Change nothing; say what would be done.
+    reread : bool
+        Compare by reading every object of the new heads on both sides, instead of by recorded checksums.
+
+    Raises
+    ------
+    ConflictError
+        The destination is neither empty nor an earlier clone of `source`, or somebody writes to it. It is unchanged.
+    CorruptObject
+        An object does not have the checksum recorded for it. What was copied is kept, no branch has moved.
+    """
+    where = str(destination)
+    dest = _open(where)
+    if dest is not None and dest.location == source.location:
+        raise BadInput(f"{where} is the source itself", fix="give another destination")
+    try:
+        plan = make_plan(source, dest)
+        if dry_run or plan.empty:
+            return _result(source, where, plan, _foresee(source, plan), 0, reread=reread, dry_run=dry_run)
+        if dest is None:
+            dest = lake.create(where)
+            plan = make_plan(source, dest)
+        if not isinstance(dest, Importing):
+            raise BadInput(f"{where} cannot be cloned into", fix="use a folder or a lakeFS server")
+        # The lock of main keeps out other clones, publications and rollbacks.
+        with dest.session(MAIN, owner=f"clone of {source.location}", wait_s=WAIT_S, resume=False):
+            if public_heads(dest) != plan.heads:
+                raise ConflictError(f"{where} moved just now", fix="run the clone again")
+            work = _Work(source, dest, dest.importer(), plan, progress or (lambda what, done, total: None))
+            compared = work.run(reread=reread)
+        return _result(source, where, plan, work.copier.total, compared, reread=reread, dry_run=False)
+    finally:
+        if dest is not None:
+            dest.close()
+
+
+def _open(where: str) -> Repository | None:
+    try:
+        return lake.open(where)
+    except RepositoryNotFound:
+        return None
+
+
+def _result(
+    source: Repository, where: str, plan: Plan, count: Count, compared: int, *, reread: bool, dry_run: bool
+) -> Cloned:
+    return Cloned(
+        source.location,
+        where,
+        len(plan.todo),
+        count.objects,
+        count.contents,
+        count.bytes,
+        tuple(move.branch for move in plan.moves if move.expected is None),
+        tuple(move.branch for move in plan.moves if move.expected is not None),
+        tuple(plan.tags),
+        plan.rules,
+        plan.gone,
+        plan.refused,
+        plan.staged,
+        compared,
+        "read" if reread else "recorded",
+        dry_run,
+    )
+
+
+def _foresee(source: Repository, plan: Plan) -> Count:
+    """Count what rebuilding the commits of `plan` takes."""
+    count = Count()
+    seen: set[object] = set()
+    for commit in plan.todo:
+        _, changes = changes_of(source, plan.history, plan.history[commit])
+        count.objects += len(changes)
+        for stat in stats_of(source, commit, [change.key for change in changes if change.kind != "removed"]):
+            if stat.identity not in seen:
+                seen.add(stat.identity)
+                count.contents += 1
+                count.bytes += stat.size
+    return count
+
+
+def changes_of(
+    source: Repository, history: dict[CommitId, Commit], commit: Commit
+) -> tuple[CommitId | None, list[Change]]:
+    """Choose a commit to build upon, and say what differs from it; None stands for the empty tree.
+
+    Usually the first parent. A revert has the tree of its grandparent, and a release that of its second parent: then
+    nothing need be copied.
+    """
+    if not commit.parents:
+        return None, [Change(stat.key, "added") for stat in source.list(commit.id)]
+    first = commit.parents[0]
+    changes = list(source.diff(first, commit.id))
+    if len(changes) >= _MANY:
+        for other in (*commit.parents[1:], *history[first].parents):
+            if next(iter(source.diff(other, commit.id)), None) is None:
+                return other, []
+    return first, changes
+
+
+class _Lanes:
+    """Work branches of the destination; each stands at a clone, so that what a killed run made stays reachable."""
+
+    def __init__(self, dest: Repository, clones: Iterable[CommitId]) -> None:
+        self._dest = dest
+        self._at: dict[CommitId, str] = {}
+        self._count = 0
+        known = set(clones)
+        for name, head in dest.branches(LANE).items():
+            if head in known:
+                dest.reset(name)
+                self._at[head] = name
+            else:
+                # Killed within a commit: go back to the last clone.
+                last = next((commit.id for commit in dest.log(name, first_parent=True) if commit.id in known), None)
+                if last is not None:
+                    self.at(last)
+                dest.delete_branch(name)
+
+    def at(self, commit: CommitId) -> str:
+        """Give a work branch that stands at `commit`."""
+        if commit not in self._at:
+            taken = self._dest.branches(LANE)
+            while f"{LANE}{self._count}" in taken:
+                self._count += 1
+            name = f"{LANE}{self._count}"
+            self._dest.create_branch(name, commit)
+            self._at[commit] = name
+        return self._at[commit]
+
+    def moved(self, before: CommitId, after: CommitId) -> None:
+        """Note that the lane at `before` is at `after` now."""
+        name = self._at.pop(before)
+        if after in self._at:
+            self._dest.delete_branch(name)
+        else:
+            self._at[after] = name
+
+    def close(self) -> None:
+        """Remove all: branches and tags hold the clones now."""
+        for name in self._dest.branches(LANE):
+            self._dest.delete_branch(name)
+
+
+class _Work:
+    """One run of a clone under the destination's lock."""
+
+    def __init__(
+        self, source: Repository, dest: Repository, importer: Importer, plan: Plan, progress: Progress
+    ) -> None:
+        self.copier = Copier(source, dest, importer)
+        self._source, self._dest, self._importer, self._plan = source, dest, importer, plan
+        self._progress = progress
+        self._lanes = _Lanes(dest, plan.known.values())
+
+    def run(self, *, reread: bool) -> int:
+        """Rebuild, compare, then let the refs show it; returns how many objects were compared."""
+        plan = self._plan
+        for done, commit in enumerate(plan.todo, 1):
+            self._rebuild(plan.history[commit])
+            point("clone.commit-rebuilt")
+            self._progress("commits", done, len(plan.todo))
+        compared = self._compare(reread=reread)
+        point("clone.compared")
+        self._importer.move([Move(move.branch, plan.known[move.to], move.expected) for move in plan.moves])
+        point("clone.branches-moved")
+        for name, target in plan.tags.items():
+            self._dest.create_tag(name, plan.known[target])
+        point("clone.tagged")
+        if plan.rules:
+            self._dest.protect(*plan.rules)
+        point("clone.protected")
+        self._lanes.close()
+        return compared
+
+    def _rebuild(self, commit: Commit) -> None:
+        known = self._plan.known
+        upon, changes = changes_of(self._source, self._plan.history, commit)
+        base = self._empty() if upon is None else known[upon]
+        lane = self._lanes.at(base)
+        self.copier.stage(lane, commit.id, changes)
+        parents = tuple(known[parent] for parent in commit.parents)
+        made = self._importer.commit(lane, clone_of(commit, parents, self._importer.precision))
+        self._check(commit, base, made, changes)
+        self.copier.settle(made)
+        self._lanes.moved(base, made)
+        known[commit.id] = made
+
+    def _empty(self) -> CommitId:
+        """Give a commit of the destination without objects: where its main began."""
+        *_, first = self._dest.log(MAIN, first_parent=True)
+        if next(iter(self._dest.list(first.id, limit=1)), None) is not None:
+            raise StorageError(
+                f"the first commit of {self._dest.location} holds objects", fix="clone into a new repository"
+            )
+        return first.id
+
+    def _check(self, commit: Commit, base: CommitId, made: CommitId, changes: list[Change]) -> None:
+        """Raise `StorageError` unless the clone differs from what it was built upon by exactly these changes."""
+        found = list(self._dest.diff(base, made))
+        if found == changes:
+            return
+        # A source that tells the same bytes apart by how they were sent calls changed what is not changed here.
+        lost = set(changes).difference(found)
+        if set(found) - set(changes) or any(change.kind != "changed" for change in lost):
+            raise StorageError(
+                f"the clone {made} of {commit.id} has {len(found)} changes, not {len(changes)}",
+                fix="run the clone again; if it says the same, report it with the versions of both engines",
+            )
+
+    def _compare(self, *, reread: bool) -> int:
+        plan = self._plan
+        heads = dict.fromkeys([*(move.to for move in plan.moves), *plan.tags.values()])
+        compared = 0
+        for done, head in enumerate(heads, 1):
+            compared += compare(self.copier, head, plan.known[head], reread=reread)
+            self._progress("compared", done, len(heads))
+        return compared

@@ -1,0 +1,100 @@
+"""What a clone must hold, told without the code that makes one; and random histories, cloned now and then."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from hypothesis.stateful import rule, run_state_machine_as_test
+
+import lake
+from lake.clone import Cloned, clone
+from lake.repository import Commit, CommitId, Repository
+from lake.testing.machine import RepositoryMachine, machine_settings
+
+ADDED = {"cloned_from", "cloned_before", "cloned_time"}
+
+
+def content_of(repo: Repository, commit: CommitId) -> list[tuple[object, ...]]:
+    """Read a whole tree: key, size, type, metadata, bytes."""
+    return [
+        (stat.key, stat.size, stat.content_type, dict(stat.metadata), repo.get(commit, stat.key))
+        for stat in repo.list(commit)
+    ]
+
+
+def all_commits(repo: Repository) -> dict[CommitId, Commit]:
+    """Read every commit behind branches and tags."""
+    heads = {*repo.branches().values(), *repo.tags().values()}
+    return {commit.id: commit for head in heads for commit in repo.log(head)}
+
+
+def check_clone(source: Repository, dest: Repository, refused: Mapping[str, str], *, within: timedelta) -> None:
+    """Assert that `dest` has all that `source` has: refs, the graph of commits, what they say, and their trees."""
+    by_origin = {commit.metadata.get("cloned_from"): commit for commit in all_commits(dest).values()}
+    for ours, theirs in ((source.branches(), dest.branches()), (source.tags(), dest.tags())):
+        names = {name for name in ours if not name.startswith(("session-", "lock.")) and name not in refused}
+        assert names <= set(theirs)
+        for name in names:
+            assert dest.commit_info(theirs[name]).metadata["cloned_from"] == ours[name], name
+            for commit in source.log(ours[name]):
+                check_commit(source, dest, commit, by_origin, within)
+    assert set(source.protected()) <= set(dest.protected())
+    assert not [name for name in dest.branches() if name.startswith("session-")]
+    assert not [name for name in dest.tags() if name.startswith("lock.")]
+
+
+def check_commit(
+    source: Repository,
+    dest: Repository,
+    commit: Commit,
+    by_origin: Mapping[str | None, Commit],
+    within: timedelta,
+) -> None:
+    """Assert that the clone of one commit says the same, has the clones of its parents, and the same tree."""
+    copy = by_origin[commit.id]
+    assert copy.parents == tuple(by_origin[parent].id for parent in commit.parents)
+    assert (copy.message, copy.committer) == (commit.message, commit.committer)
+    assert abs(commit.created - copy.created) < max(within, timedelta(microseconds=1))
+    kept = {name: value for name, value in commit.metadata.items() if name not in ADDED}
+    assert {name: value for name, value in copy.metadata.items() if name not in ADDED} == kept
+    assert dest.resolve(commit.id) == copy.id, "the old id leads to the clone"
+    assert content_of(dest, copy.id) == content_of(source, commit.id)
+
+
+class CloningMachine(RepositoryMachine):
+    """Random histories on an embedded repository, cloned after any step and again after later ones."""
+
+    place: Path
+
+    def _clone(self) -> Cloned:
+        cloned = clone(self.repo, self.place)
+        dest = lake.open(self.place)
+        try:
+            check_clone(self.repo, dest, cloned.refused, within=timedelta(0))
+        finally:
+            dest.close()
+        return cloned
+
+    @rule()
+    def clone_now(self) -> None:
+        self._clone()
+
+    def teardown(self) -> None:
+        """Clone what has become of it, and once more: then nothing is new."""
+        if self.made:
+            self._clone()
+            again = self._clone()
+            assert (again.commits, again.contents, again.made, again.moved, again.tags) == (0, 0, (), (), ())
+        super().teardown()
+
+
+def run_cloning_machine(make: Callable[[], tuple[Repository, Path]], *, examples: int, steps: int) -> None:
+    """Run random histories against fresh repositories; `make` gives one and the unused folder of its clone."""
+
+    def machine() -> CloningMachine:
+        repo, place = make()
+        made = CloningMachine(lambda: repo)
+        made.place = place
+        return made
+
+    run_state_machine_as_test(machine, settings=machine_settings(examples, steps))  # type: ignore[arg-type]

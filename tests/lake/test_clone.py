@@ -1,0 +1,280 @@
+"""A repository cloned from folder to folder: everything is there, old ids lead to it, and a killed clone goes on."""
+
+import itertools
+from datetime import timedelta
+
+import pytest
+
+import lake
+from lake.clone import clone
+from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
+from lake.session import sweep
+from lake.testing.cloning import check_clone, content_of, run_cloning_machine
+from lake.testing.crash import check_whole, passes_of, python, run
+from lake.testing.trees import save, state
+
+EXACT = timedelta(0)
+CLONE = "import sys, lake; from lake.clone import clone; print('ready'); clone(lake.open(sys.argv[1]), sys.argv[2])"
+
+
+def build(repo):
+    """A history with a merge, a revert, tags, a session, equal contents, types and metadata."""
+    save(repo, "main", {"a": b"1", "same": b"1", "tables/t/0": b"t"}, "first", {"who": "ann"})
+    repo.create_branch("side", "main")
+    repo.put("side", "typed", b"x", content_type="text/plain", metadata={"Camera": "left"})
+    many = {f"volumes/v/{n:03}": b"%d" % n for n in range(40)}
+    save(repo, "side", {**many, "a": None}, "side")
+    save(repo, "main", {"b": b"2"}, "on main")
+    merged = repo.merge("side", "main", "merge", {"release": "r1"})
+    repo.create_tag("r1", merged)
+    repo.revert("main", merged, parent=1, metadata={"rollback_of": merged})
+    repo.create_branch("ops", "main")
+    with repo.session("ops", owner="tester") as session:
+        session.put("log", b"done")
+        session.commit("recorded", {"qc": merged})
+    repo.protect("main", "ops")
+    return repo
+
+
+@pytest.fixture
+def source(tmp_path):
+    repo = build(lake.create(tmp_path / "source"))
+    yield repo
+    repo.close()
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "clone"
+
+
+def opened(place):
+    return lake.open(place)
+
+
+def test_a_clone_has_all_commits_trees_branches_tags_and_protection(source, place):
+    cloned = clone(source, place)
+    check_clone(source, opened(place), {}, within=EXACT)
+    assert cloned.made == ("ops", "side")
+    assert cloned.moved == ("main",)
+    assert cloned.tags == ("r1",)
+    assert set(opened(place).branches()) == {"main", "ops", "side"}
+
+
+def test_each_content_is_sent_once(source, place):
+    cloned = clone(source, place)
+    contents = {stat.checksum for commit in ("main", "side", "ops", "main~1", "main~2") for stat in source.list(commit)}
+    assert cloned.contents == len(contents)
+    assert cloned.bytes == sum({s.checksum: s.size for c in ("main", "side", "ops") for s in source.list(c)}.values())
+
+
+def test_a_dry_run_says_what_would_be_done_and_makes_nothing(source, place):
+    foreseen = clone(source, place, dry_run=True)
+    assert not place.exists()
+    done = clone(source, place)
+    assert (foreseen.commits, foreseen.bytes, foreseen.tags) == (done.commits, done.bytes, done.tags)
+
+
+def test_old_ids_lead_to_the_clone_everywhere_a_reference_is_taken(source, place):
+    clone(source, place)
+    dest = opened(place)
+    old = source.resolve("r1")
+    assert dest.resolve(old) == dest.resolve("r1") != old
+    assert dest.resolve(old + "~1") == dest.resolve("r1~1")
+    assert dest.get(old, "b") == b"2"
+    assert dest.stat(old, "typed").content_type == "text/plain"
+    assert [c.id for c in dest.log(old)] == [c.id for c in dest.log("r1")]
+    assert list(dest.diff(old, "r1")) == []
+    assert dest.location_of(old, "volumes/v/").path.joinpath("007").read_bytes() == b"7"
+    dest.create_branch("again", old)
+    with pytest.raises(RefNotFound):
+        dest.resolve("0" * 64)
+
+
+def test_a_clone_of_a_clone_knows_all_earlier_ids(source, place, tmp_path):
+    clone(source, place)
+    clone(opened(place), tmp_path / "third")
+    third = opened(tmp_path / "third")
+    for repo in (source, opened(place)):
+        assert third.resolve(repo.resolve("r1")) == third.resolve("r1")
+    assert third.commit_info("r1").created == source.commit_info("r1").created
+
+
+def test_a_second_run_copies_only_what_is_new_and_deletes_nothing(source, place):
+    clone(source, place)
+    nothing = clone(source, place)
+    assert (nothing.commits, nothing.contents, nothing.moved) == (0, 0, ())
+    source.create_branch("fresh", "side")
+    save(source, "side", {"more": b"more"}, "more")
+    source.merge("side", "main", "second merge")
+    source.delete_branch("ops")
+    more = clone(source, place)
+    assert (more.commits, more.contents, more.bytes) == (2, 1, 4)
+    assert (more.made, more.moved, more.gone) == (("fresh",), ("main", "side"), ("ops",))
+    check_clone(source, opened(place), {}, within=EXACT)
+    assert "ops" in opened(place).branches()
+
+
+def test_staged_changes_and_sessions_are_not_copied_and_the_first_are_told(source, place):
+    source.put("side", "staged", b"?")
+    session = source.session("side", owner="somebody")
+    session.put("unfinished", b"?")
+    cloned = clone(source, place)
+    assert cloned.staged == ("side",)
+    dest = opened(place)
+    assert list(dest.uncommitted("side")) == []
+    assert set(dest.branches()) == {"main", "ops", "side"}
+    assert set(dest.tags()) == {"r1"}
+    session.abandon()
+
+
+def test_a_destination_with_a_history_of_its_own_is_refused_unchanged(source, place):
+    other = lake.create(place)
+    save(other, "main", {"mine": b""}, "mine")
+    before = state(other)
+    with pytest.raises(ConflictError, match="neither empty nor an earlier clone"):
+        clone(source, place)
+    assert state(other) == before
+
+
+def test_a_branch_that_moved_on_by_itself_is_left_alone_and_named_and_the_others_go_on(source, place):
+    clone(source, place)
+    dest = opened(place)
+    own = save(dest, "side", {"own": b""}, "of its own")
+    save(source, "side", {"theirs": b""}, "theirs")
+    source.create_branch("fresh", "r1")
+    cloned = clone(source, place)
+    assert set(cloned.refused) == {"side"}
+    assert "of its own" in cloned.refused["side"]
+    assert dest.resolve("side") == own
+    assert cloned.made == ("fresh",)
+    check_clone(source, dest, cloned.refused, within=EXACT)
+
+
+def test_a_branch_with_staged_changes_at_the_destination_is_left_alone(source, place):
+    clone(source, place)
+    dest = opened(place)
+    dest.put("side", "staged", b"?")
+    save(source, "side", {"theirs": b""}, "theirs")
+    assert clone(source, place).refused == {"side": "it has staged changes"}
+    assert dest.get("side", "staged") == b"?"
+
+
+def test_a_branch_or_tag_that_the_source_made_anew_is_left_alone(source, place):
+    clone(source, place)
+    source.delete_branch("side")
+    source.create_branch("side", "main~3")
+    source.delete_tag("r1")
+    source.create_tag("r1", "main")
+    before = state(opened(place))
+    assert set(clone(source, place).refused) == {"side", "r1"}
+    assert state(opened(place)) == before
+
+
+def test_a_repository_is_not_cloned_into_itself(source):
+    with pytest.raises(BadInput):
+        clone(source, source.location)
+
+
+def test_while_somebody_publishes_at_the_destination_it_waits_then_refuses(source, place, monkeypatch):
+    dest = lake.create(place)
+    monkeypatch.setattr("lake.clone.WAIT_S", 0.0)
+    with dest.session("main", owner="publisher"), pytest.raises(ConflictError, match="publisher"):
+        clone(source, place)
+
+
+def test_a_damaged_object_stops_the_clone_before_a_branch_moves(source, place):
+    path = source.stat("main", "b").address
+    import os
+
+    os.chmod(path, 0o644)
+    with open(path, "wb") as file:
+        file.write(b"3")
+    with pytest.raises(CorruptObject, match="'b'"):
+        clone(source, place)
+    dest = opened(place)
+    assert list(dest.list("main")) == []
+    with open(path, "wb") as file:
+        file.write(b"2")
+    clone(source, place)
+    check_clone(source, dest, {}, within=EXACT)
+
+
+def test_with_reread_an_object_damaged_at_the_destination_is_found(source, place):
+    clone(source, place)
+    dest = opened(place)
+    path = dest.stat("side", "typed").address
+    import os
+
+    os.chmod(path, 0o644)
+    with open(path, "wb") as file:
+        file.write(b"y")
+    save(source, "side", {"more": b"more"}, "more")
+    with pytest.raises(CorruptObject, match="'typed'"):
+        clone(source, place, reread=True)
+
+
+POINTS = [
+    "clone.commit-rebuilt:1",
+    "clone.commit-rebuilt:5",
+    "clone.compared",
+    "clone.branches-moved",
+    "clone.tagged",
+    "clone.protected",
+    "rebuild.manifest-written:4",
+    "forward.before-ref",
+    "put.object-kept:10",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_point_it_goes_on_where_it_was(source, place, point):
+    assert run(python(CLONE, source.location, place), kill_at=point).killed
+    dest = opened(place)
+    check_whole(dest)
+    made = sum(1 for head in dest.branches("session-clone-").values() for _ in dest.log(head))
+    cloned = clone(source, place)
+    sweep(dest)
+    check_clone(source, dest, {}, within=EXACT)
+    assert cloned.commits < 8 or made <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_killed_at_every_pass_of_every_point_it_goes_on(source, tmp_path):
+    number = itertools.count()
+    for at in passes_of(python(CLONE, source.location, tmp_path / "whole")):
+        place = tmp_path / f"clone{next(number)}"
+        assert run(python(CLONE, source.location, place), kill_at=at).killed, at
+        clone(source, place)
+        sweep(opened(place))
+        check_clone(source, opened(place), {}, within=EXACT)
+
+
+def machine(tmp_path):
+    number = itertools.count()
+
+    def make():
+        n = next(number)
+        return lake.create(tmp_path / f"repo{n}"), tmp_path / f"clone{n}"
+
+    return make
+
+
+def test_random_histories_are_cloned_whole(tmp_path):
+    run_cloning_machine(machine(tmp_path), examples=4, steps=20)
+
+
+@pytest.mark.slow
+def test_many_random_histories_are_cloned_whole(tmp_path):
+    run_cloning_machine(machine(tmp_path), examples=40, steps=40)
+
+
+def test_a_listing_is_the_same_whether_objects_are_looked_up_or_listed(source):
+    from lake.copying import stats_of
+
+    keys = [stat.key for stat in source.list("r1")]
+    for wanted in (keys, keys[::2], keys[-1:], keys[:3] + keys[30:]):
+        assert [stat.key for stat in stats_of(source, source.resolve("r1"), wanted)] == wanted
+    assert content_of(source, "r1")
