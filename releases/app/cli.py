@@ -33,9 +33,9 @@ def _root(show_version: Version = False) -> None:
 
 
 def _add_groups() -> None:
-    from releases.app import cli_demo, cli_gc, cli_lake, cli_qc, cli_release, cli_run, cli_scrub, cli_sql
+    from releases.app import cli_clone, cli_demo, cli_gc, cli_lake, cli_qc, cli_release, cli_run, cli_scrub, cli_sql
 
-    for group in (cli_lake, cli_gc, cli_run, cli_qc, cli_release, cli_sql, cli_scrub, cli_demo):
+    for group in (cli_lake, cli_clone, cli_gc, cli_run, cli_qc, cli_release, cli_sql, cli_scrub, cli_demo):
         group.add_to(app)
 
 

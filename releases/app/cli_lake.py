@@ -57,12 +57,14 @@ def log(
     limit: Annotated[int, typer.Option("-n", help="At most so many commits.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """List commits, newest first."""
+    """List commits, newest first; a cloned commit with the time it was first made."""
+    from lake.clones import original_time
+
     rows = [
         {
             "id": c.id,
             "parents": list(c.parents),
-            "created": c.created,
+            "created": original_time(c),
             "message": c.message,
             "metadata": dict(c.metadata),
         }

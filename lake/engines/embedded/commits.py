@@ -212,8 +212,9 @@ def _check_still_clean(engine: Engine, con: sqlite3.Connection, pending: Pending
 
 def rebuild(engine: Engine, name: str, like: Commit) -> CommitId:
     """Turn what is staged on a branch into a commit that says what `like` says, its parents included."""
-    with engine.locked(name) as branch, engine.turns.working():
+    with engine.locked(name) as branch, engine.turns.working(), Room(engine.root) as room:
         pending = engine.pending(branch)
+        room.need([ROW * len(pending.staged)])
         _bring_in_staged(engine, pending)
         tree = engine.trees.edit(pending.tree, pending.staged)
         point("rebuild.manifest-written")

@@ -1,0 +1,79 @@
+"""The command that copies a repository to another place, with its history."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lake.errors import ConflictError
+from releases.app.cli_options import Json, print_json
+
+if TYPE_CHECKING:
+    from lake.clone import Cloned
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the root."""
+    app.command()(clone)
+
+
+def clone(
+    source: Annotated[str, typer.Argument(help="The repository to copy: a folder or lakefs://host:port/name.")],
+    destination: Annotated[str, typer.Argument(help="Where to: new, empty, or an earlier clone of the same source.")],
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would be copied, and change nothing.")] = False,
+    verify: Annotated[
+        Literal["recorded", "full"],
+        typer.Option(
+            "--verify", help="Compare recorded checksums, or read all objects of the new heads on both sides."
+        ),
+    ] = "recorded",
+    as_json: Json = False,
+) -> None:
+    """Copy a repository with its history, to a folder or a server; run again, it copies what is new.
+
+    Killed, it goes on where it was. It deletes nothing, and leaves alone a branch that moved on by itself at the
+    destination (exit code 5, after the rest is done).
+    """
+    import lake
+    from lake.clone import clone as run
+    from releases.app.screen import Screen
+
+    screen = Screen()
+    origin = lake.open(source)
+    try:
+        with screen.step(f"clone {source} to {destination}"):
+            done = run(origin, destination, progress=screen.blocks, dry_run=explain, reread=verify == "full")
+    finally:
+        origin.close()
+    if as_json:
+        print_json(done.to_json())
+    else:
+        for line in _lines(done):
+            typer.echo(line)
+    if done.refused:
+        raise ConflictError(
+            "left alone at the destination: " + "; ".join(f"{name}: {why}" for name, why in done.refused.items()),
+            fix="bring them together by hand, or clone into a new place; all others are copied",
+        )
+
+
+def _lines(done: "Cloned") -> list[str]:
+    """Say what was done."""
+    verb = "would copy" if done.dry_run else "copied"
+    lines = [f"{verb} {done.commits} commits, {done.objects} changes of objects, {done.bytes} bytes"]
+    for what, names in (
+        ("new branches", done.made),
+        ("moved branches", done.moved),
+        ("new tags", done.tags),
+        ("new protection", done.rules),
+        ("gone at the source, kept here", done.gone),
+        ("not copied: staged changes on", done.staged),
+    ):
+        if names:
+            lines.append(f"{what}: {', '.join(names)}")
+    if done.compared:
+        lines.append(f"compared {done.compared} objects of the new heads by {_comparison(done)}: equal")
+    return lines
+
+
+def _comparison(done: "Cloned") -> str:
+    return "reading both sides" if done.comparison == "read" else "recorded checksums"

@@ -1,0 +1,53 @@
+"""`emlake clone`, as a user calls it."""
+
+import json
+
+import lake
+
+
+def test_clone_explains_copies_and_then_has_nothing_to_do(emlake, tmp_path):
+    source, place = tmp_path / "lab", tmp_path / "copy"
+    emlake("init", source)
+    emlake("release", "candidate", "r1", "--repo", source)
+    foreseen = json.loads(emlake("clone", source, place, "--explain", "--json").out)
+    assert not place.exists()
+    assert (foreseen["dry_run"], foreseen["bytes"] > 0) == (True, True)
+    answer = emlake("clone", source, place)
+    assert answer.code == 0
+    assert f"copied {foreseen['commits']} commits" in answer.out
+    assert "new branches: archive, cand-r1, ops" in answer.out
+    assert "by recorded checksums: equal" in answer.out
+    logs = [json.loads(emlake("log", "cand-r1", "--repo", at, "--json").out)["commits"] for at in (source, place)]
+    assert [(c["message"], c["created"]) for c in logs[0]] == [(c["message"], c["created"]) for c in logs[1]]
+    assert [c["id"] for c in logs[0]] == [c["metadata"]["cloned_from"] for c in logs[1]]
+    assert emlake("clone", source, place, "--verify", "full").out.startswith("copied 0 commits")
+    assert emlake("doctor", "--repo", place).code == 0
+
+
+def test_clone_names_a_branch_that_moved_on_and_ends_with_5_after_the_rest(emlake, tmp_path):
+    source, place = tmp_path / "lab", tmp_path / "copy"
+    emlake("init", source)
+    emlake("clone", source, place)
+    with lake.open(place).session("ops") as session:
+        session.put("note", b"mine")
+        session.commit("a note of its own")
+    with lake.open(source).session("ops") as session:
+        session.put("note", b"theirs")
+        session.commit("a note")
+    emlake("release", "candidate", "r1", "--repo", source)
+    answer = emlake("clone", source, place)
+    assert answer.code == 5
+    assert "new branches: cand-r1" in answer.out
+    assert "ops: it has moved on by itself" in answer.err
+    assert "a note of its own" in answer.err
+
+
+def test_clone_into_a_stranger_or_from_nowhere_is_refused(emlake, tmp_path):
+    emlake("init", tmp_path / "lab")
+    emlake("init", tmp_path / "other")
+    before = lake.open(tmp_path / "other").branches()
+    stranger = emlake("clone", tmp_path / "lab", tmp_path / "other")
+    assert (stranger.code, "neither empty nor an earlier clone" in stranger.err) == (5, True)
+    assert lake.open(tmp_path / "other").branches() == before
+    assert emlake("clone", tmp_path / "nowhere", tmp_path / "copy").code == 4
+    assert emlake("clone", tmp_path / "lab", tmp_path / "lab").code == 2
