@@ -19,16 +19,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lake
-from lake.clone_plan import MAIN, Plan, make_plan, public_heads
+from lake.clone_plan import LANE, MAIN, Plan, make_plan, public_heads
 from lake.clones import Importer, Importing, Move, clone_of
 from lake.copying import Copier, Count, compare, stats_of
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, RepositoryNotFound, StorageError
-from lake.locks import WORK
+from lake.locks import read_lock, remove_branch
 from lake.repository import Change, Commit, CommitId, Repository
+from lake.session import Session
 
 Progress = Callable[[str, int, int], None]
-LANE = f"{WORK}clone-"
 WAIT_S = 5.0
 _MANY = 16  # changes from which it pays to look for another commit with the same tree
 
@@ -120,7 +120,7 @@ def clone(
         if not isinstance(dest, Importing):
             raise BadInput(f"{where} cannot be cloned into", fix="use a folder or a lakeFS server")
         # The lock of main keeps out other clones, publications and rollbacks.
-        with dest.session(MAIN, owner=f"clone of {source.location}", wait_s=WAIT_S, resume=False):
+        with _lock(dest, f"clone of {source.location}"):
             if public_heads(dest) != plan.heads:
                 raise ConflictError(f"{where} moved just now", fix="run the clone again")
             work = _Work(source, dest, dest.importer(), plan, progress or (lambda what, done, total: None))
@@ -136,6 +136,14 @@ def _open(where: str) -> Repository | None:
         return lake.open(where)
     except RepositoryNotFound:
         return None
+
+
+def _lock(dest: Repository, owner: str) -> Session:
+    left = read_lock(dest, MAIN)
+    if left is not None and left.state == "dead" and left.process.owner == owner:
+        # A killed clone leaves no work in its session, only a branch off a main that may have moved since.
+        remove_branch(dest, left.work)
+    return dest.session(MAIN, owner=owner, wait_s=WAIT_S, resume=False)
 
 
 def _result(
@@ -259,7 +267,9 @@ class _Work:
             self._progress("commits", done, len(plan.todo))
         compared = self._compare(reread=reread)
         point("clone.compared")
-        self._importer.move([Move(move.branch, plan.known[move.to], move.expected) for move in plan.moves])
+        # Main goes last: who sees it moved finds all else that it was cloned with.
+        moves = sorted(plan.moves, key=lambda move: move.branch == MAIN)
+        self._importer.move([Move(move.branch, plan.known[move.to], move.expected) for move in moves])
         point("clone.branches-moved")
         for name, target in plan.tags.items():
             self._dest.create_tag(name, plan.known[target])

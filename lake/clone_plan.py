@@ -9,6 +9,8 @@ from lake.locks import LOCK, WORK
 from lake.repository import Commit, CommitId, Repository
 
 MAIN = "main"
+#: Work branches of the destination.
+LANE = f"{WORK}clone-"
 _SHOWN = 3
 
 
@@ -38,6 +40,8 @@ class Plan:
         Source branches with staged changes, which are not copied.
     heads : mapping
         The destination's branches and tags when this was found out; None if there is no destination yet.
+    unfinished : bool
+        A killed clone has left work branches behind.
     """
 
     history: dict[CommitId, Commit]
@@ -50,11 +54,12 @@ class Plan:
     refused: dict[str, str] = field(default_factory=dict)
     staged: tuple[str, ...] = ()
     heads: dict[str, CommitId] | None = None
+    unfinished: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.todo or self.moves or self.tags or self.rules)
+        return not (self.todo or self.moves or self.tags or self.rules or self.unfinished)
 
 
 def public_branches(repo: Repository) -> dict[str, CommitId]:
@@ -85,13 +90,13 @@ def make_plan(source: Repository, dest: Repository | None) -> Plan:
         return plan
     plan.heads = public_heads(dest)
     plan.known = known_clones(dest, plan.history)
-    fresh = is_untouched(dest)
-    if not fresh and not plan.known:
+    plan.unfinished = bool(dest.branches(LANE))
+    if not plan.known and not is_untouched(dest):
         raise ConflictError(
             f"{dest.location} is neither empty nor an earlier clone of {source.location}",
             fix="clone into a new folder or repository",
         )
-    _plan_branches(plan, source, dest, branches, fresh=fresh)
+    _plan_branches(plan, source, dest, branches)
     _plan_tags(plan, tags)
     present = dest.protected()
     plan.rules = tuple(rule for rule in source.protected() if rule not in present)
@@ -113,32 +118,34 @@ def known_clones(dest: Repository, history: Mapping[CommitId, Commit]) -> dict[C
 
 def is_untouched(repo: Repository) -> bool:
     """Tell whether a repository is as it was created: one empty commit on `main`, and nothing else."""
-    if set(public_heads(repo)) != {MAIN} or repo.commit_info(MAIN).parents:
-        return False
-    objects = next(iter(repo.list(f"{MAIN}@", limit=1)), None)
-    return objects is None and next(repo.uncommitted(MAIN), None) is None
+    return set(public_heads(repo)) == {MAIN} and _is_blank(repo, MAIN) and next(repo.uncommitted(MAIN), None) is None
 
 
-def _plan_branches(
-    plan: Plan, source: Repository, dest: Repository, branches: Mapping[str, CommitId], *, fresh: bool
-) -> None:
+def _is_blank(repo: Repository, branch: str) -> bool:
+    """Tell whether a branch stands at a first, empty commit: then it has nothing to lose."""
+    commit = repo.commit_info(branch)
+    return not commit.parents and next(iter(repo.list(commit.id, limit=1)), None) is None
+
+
+def _plan_branches(plan: Plan, source: Repository, dest: Repository, branches: Mapping[str, CommitId]) -> None:
     heads = plan.heads or {}
     origin = {clone: old for old, clone in plan.known.items()}
     for name, to in branches.items():
         head = heads.get(name)
         if head is None:
             plan.moves.append(Move(name, to, None))
-        elif fresh and name == MAIN and head not in origin:
+        elif origin.get(head) == to:
+            continue
+        elif next(dest.uncommitted(name), None) is not None:
+            plan.refused[name] = "it has staged changes"
+        elif head not in origin and _is_blank(dest, name):
             plan.moves.append(Move(name, to, head))
         elif head not in origin and not origins(dest.commit_info(head).metadata):
             plan.refused[name] = _own_commits(dest, name)
-        elif origin.get(head) != to:
-            if origin.get(head) not in _reachable(plan.history, [to]):
-                plan.refused[name] = f"{source.location} has moved it back, or made it anew, since it was cloned"
-            elif next(dest.uncommitted(name), None) is not None:
-                plan.refused[name] = "it has staged changes"
-            else:
-                plan.moves.append(Move(name, to, head))
+        elif origin.get(head) not in _reachable(plan.history, [to]):
+            plan.refused[name] = f"{source.location} has moved it back, or made it anew, since it was cloned"
+        else:
+            plan.moves.append(Move(name, to, head))
 
 
 def _own_commits(dest: Repository, branch: str) -> str:

@@ -14,11 +14,13 @@ from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
 
+import lake
 from lake.clones import Held, Importer
 from lake.errors import CorruptObject
 from lake.repository import Change, CommitId, ObjectStat, Repository
 
-_WORKERS = 8
+_REQUESTS = 8  # at a time, to or from a server
+_FILES = 3  # between folders: more only wait for one another
 _BATCH = 512
 _BATCH_BYTES = 256 << 20  # objects of a server are held in memory while they are on their way
 _FEW = 16  # so many are looked up one by one; more by listing
@@ -83,9 +85,11 @@ class Copier:
 
     def stage(self, branch: str, commit: CommitId, changes: Sequence[Change]) -> None:
         """Stage on `branch` what `changes` say of `commit`."""
-        self.dest.delete(branch, [change.key for change in changes if change.kind == "removed"])
+        if removed := [change.key for change in changes if change.kind == "removed"]:
+            self.dest.delete(branch, removed)
         stats = stats_of(self.source, commit, [change.key for change in changes if change.kind != "removed"])
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        remote = any(side.location.startswith(lake.SERVER_SCHEME) for side in (self.source, self.dest))
+        with ThreadPoolExecutor(_REQUESTS if remote else _FILES) as pool:
             for batch in _batches(stats):
                 # Of equal contents one is sent; the others then find it here.
                 first = {stat.identity: stat for stat in reversed(batch) if stat.identity not in self._held}

@@ -1,4 +1,4 @@
-"""What a clone must hold, told without the code that makes one; and random histories, cloned now and then."""
+"""A history worth cloning, what its clone must hold, and random histories that are cloned now and then."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -10,8 +10,28 @@ import lake
 from lake.clone import Cloned, clone
 from lake.repository import Commit, CommitId, Repository
 from lake.testing.machine import RepositoryMachine, machine_settings
+from lake.testing.trees import save
 
 ADDED = {"cloned_from", "cloned_before", "cloned_time"}
+
+
+def build(repo: Repository) -> Repository:
+    """Write a history with a merge, a revert, tags, a session, equal contents, types and metadata."""
+    save(repo, "main", {"a": b"1", "same": b"1", "tables/t/0": b"t"}, "first", {"who": "ann"})
+    repo.create_branch("side", "main")
+    repo.put("side", "typed", b"x", content_type="text/plain", metadata={"Camera": "left"})
+    many = {f"volumes/v/{n:03}": b"%d" % n for n in range(40)}
+    save(repo, "side", {**many, "a": None}, "side")
+    save(repo, "main", {"b": b"2"}, "on main")
+    merged = repo.merge("side", "main", "merge", {"release": "r1"})
+    repo.create_tag("r1", merged)
+    repo.revert("main", merged, parent=1, metadata={"rollback_of": merged})
+    repo.create_branch("ops", "main")
+    with repo.session("ops", owner="tester") as session:
+        session.put("log", b"done")
+        session.commit("recorded", {"qc": merged})
+    repo.protect("main", "ops")
+    return repo
 
 
 def content_of(repo: Repository, commit: CommitId) -> list[tuple[object, ...]]:
@@ -62,15 +82,16 @@ def check_commit(
 
 
 class CloningMachine(RepositoryMachine):
-    """Random histories on an embedded repository, cloned after any step and again after later ones."""
+    """Random histories, cloned after any step and again after later ones."""
 
-    place: Path
+    place: str | Path
+    within: timedelta
 
     def _clone(self) -> Cloned:
         cloned = clone(self.repo, self.place)
         dest = lake.open(self.place)
         try:
-            check_clone(self.repo, dest, cloned.refused, within=timedelta(0))
+            check_clone(self.repo, dest, cloned.refused, within=self.within)
         finally:
             dest.close()
         return cloned
@@ -88,13 +109,15 @@ class CloningMachine(RepositoryMachine):
         super().teardown()
 
 
-def run_cloning_machine(make: Callable[[], tuple[Repository, Path]], *, examples: int, steps: int) -> None:
-    """Run random histories against fresh repositories; `make` gives one and the unused folder of its clone."""
+def run_cloning_machine(
+    make: Callable[[], tuple[Repository, str | Path]], *, examples: int, steps: int, within: timedelta = timedelta(0)
+) -> None:
+    """Run random histories against fresh repositories; `make` gives one, and where its clone shall be."""
 
     def machine() -> CloningMachine:
         repo, place = make()
         made = CloningMachine(lambda: repo)
-        made.place = place
+        made.place, made.within = place, within
         return made
 
-    run_state_machine_as_test(machine, settings=machine_settings(examples, steps))  # type: ignore[arg-type]
+    run_state_machine_as_test(machine, settings=machine_settings(examples, steps, shrink=False))  # type: ignore[arg-type]

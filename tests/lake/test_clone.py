@@ -8,32 +8,12 @@ import pytest
 import lake
 from lake.clone import clone
 from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
-from lake.session import sweep
-from lake.testing.cloning import check_clone, content_of, run_cloning_machine
+from lake.testing.cloning import build, check_clone, content_of, run_cloning_machine
 from lake.testing.crash import check_whole, passes_of, python, run
 from lake.testing.trees import save, state
 
 EXACT = timedelta(0)
 CLONE = "import sys, lake; from lake.clone import clone; print('ready'); clone(lake.open(sys.argv[1]), sys.argv[2])"
-
-
-def build(repo):
-    """A history with a merge, a revert, tags, a session, equal contents, types and metadata."""
-    save(repo, "main", {"a": b"1", "same": b"1", "tables/t/0": b"t"}, "first", {"who": "ann"})
-    repo.create_branch("side", "main")
-    repo.put("side", "typed", b"x", content_type="text/plain", metadata={"Camera": "left"})
-    many = {f"volumes/v/{n:03}": b"%d" % n for n in range(40)}
-    save(repo, "side", {**many, "a": None}, "side")
-    save(repo, "main", {"b": b"2"}, "on main")
-    merged = repo.merge("side", "main", "merge", {"release": "r1"})
-    repo.create_tag("r1", merged)
-    repo.revert("main", merged, parent=1, metadata={"rollback_of": merged})
-    repo.create_branch("ops", "main")
-    with repo.session("ops", owner="tester") as session:
-        session.put("log", b"done")
-        session.commit("recorded", {"qc": merged})
-    repo.protect("main", "ops")
-    return repo
 
 
 @pytest.fixture
@@ -235,7 +215,6 @@ def test_killed_at_any_point_it_goes_on_where_it_was(source, place, point):
     check_whole(dest)
     made = sum(1 for head in dest.branches("session-clone-").values() for _ in dest.log(head))
     cloned = clone(source, place)
-    sweep(dest)
     check_clone(source, dest, {}, within=EXACT)
     assert cloned.commits < 8 or made <= 1
 
@@ -248,7 +227,6 @@ def test_killed_at_every_pass_of_every_point_it_goes_on(source, tmp_path):
         place = tmp_path / f"clone{next(number)}"
         assert run(python(CLONE, source.location, place), kill_at=at).killed, at
         clone(source, place)
-        sweep(opened(place))
         check_clone(source, opened(place), {}, within=EXACT)
 
 

@@ -75,7 +75,10 @@ class Clones:
     def _read(self) -> None:
         waiting = [*self._references.branches().values(), *self._references.tags().values()]
         while waiting:
-            for commit in self._references.log(waiting.pop(), first_parent=True):
+            head = waiting.pop()
+            if head in self._seen:
+                continue
+            for commit in self._references.log(head, first_parent=True):
                 if commit.id in self._seen:
                     break
                 self._seen.add(commit.id)
