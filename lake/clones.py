@@ -88,6 +88,11 @@ def origins(metadata: Mapping[str, str]) -> tuple[CommitId, ...]:
     return (metadata[FROM], *(earlier.split(",") if earlier else ()))
 
 
+def goes_by(commit: Commit, told: object) -> bool:
+    """Tell whether an id names this commit: its own, or one that it had elsewhere."""
+    return told in (commit.id, *origins(commit.metadata))
+
+
 def original_time(commit: Commit) -> datetime:
     """Give the time a commit was first made, as exactly as it is known."""
     told = commit.metadata.get(TIME)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lake.clones import goes_by
 from lake.engines.lakefs.gate import GATE_KEY, NO_RELEASE, gate_yaml
 from lake.errors import ObjectNotFound, RefNotFound
 from lake.names import is_commit_id
@@ -34,7 +35,7 @@ def refusal(repo: Repository, source: str, metadata: Mapping[str, str], *, dest:
     head = repo.resolve(source)
     dest = repo.resolve("main") if dest is None else dest
     return (
-        _of_request(metadata, dest)
+        _of_request(repo, metadata, dest)
         or _of_verdict(repo, head, metadata["qc"], dest)
         or _of_changes(repo, head, metadata["qc"], metadata["release"], dest)
         or _of_rules(repo, head, metadata["release"], dest)
@@ -42,14 +43,14 @@ def refusal(repo: Repository, source: str, metadata: Mapping[str, str], *, dest:
     )
 
 
-def _of_request(metadata: Mapping[str, str], dest: CommitId) -> str | None:
+def _of_request(repo: Repository, metadata: Mapping[str, str], dest: CommitId) -> str | None:
     if any(name not in metadata for name in ("release", "qc", "expect_dest")):
         return NO_RELEASE
     if not _RELEASE.fullmatch(metadata["release"]):
         return f"the release name is not valid: {metadata['release']}"
     if not is_commit_id(metadata["qc"]):
         return f"qc is not a full commit id: {metadata['qc']}"
-    if metadata["expect_dest"] != dest:
+    if not goes_by(repo.commit_info(dest), metadata["expect_dest"]):
         return f"main has moved: it is at {dest}, not at {metadata['expect_dest']}"
     return None
 
@@ -70,7 +71,7 @@ def _of_verdict(repo: Repository, head: CommitId, q: CommitId, dest: CommitId) -
         return f"the QC verdict is {_told(verdict.get('status'))}"
     if verdict.get("commit") != q:
         return f"the QC verdict is on commit {_told(verdict.get('commit'))}"
-    if verdict.get("dest") != dest:
+    if not goes_by(repo.commit_info(dest), verdict.get("dest")):
         return f"the QC verdict was reached against {_told(verdict.get('dest'))}"
     return None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from lake.clones import goes_by
 from lake.engines.lakefs.gate import gate_yaml
 from lake.errors import ConflictError, LakeError, ObjectNotFound
 from lake.repository import Commit, CommitId, Repository
@@ -29,7 +30,11 @@ def strays(repo: Repository) -> Iterator[Commit]:
     for commit in repo.log("main", first_parent=True):
         if "rollback_of" in commit.metadata:
             undone.add(commit.metadata["rollback_of"])
-        elif commit.id not in undone and not _is_release(commit) and _has_policy_before(repo, commit):
+        elif (
+            not any(goes_by(commit, told) for told in undone)
+            and not _is_release(commit)
+            and _has_policy_before(repo, commit)
+        ):
             yield commit
 
 

@@ -11,6 +11,7 @@ from lake.testing.cloning import check_clone
 from lake.testing.trees import fork
 from releases.candidates import candidate
 from releases.gate import judge
+from releases.guard import examine
 from releases.history import history
 from releases.publish import publish, rollback
 from releases.verify import verify
@@ -43,9 +44,15 @@ def told(repo):
     return [(r.name, r.qc, r.manifest_digest, len(r.parents), r.undone_by is not None) for r in history(repo)]
 
 
+def bad(repo):
+    """What `emlake doctor` finds wrong with the steps that main took."""
+    return [finding for finding in examine(repo) if finding[1] != "ok"]
+
+
 def check_answers(source, dest):
     """The clone gives the source's answers."""
     assert told(dest) == told(source)
+    assert bad(dest) == bad(source) == []
     for name in ("r1", "r2", "r3"):
         expected, found = verify(source, name), verify(dest, name)
         assert found.faults == expected.faults == ()
@@ -72,6 +79,7 @@ def check_life(source, dest, judge_with):
     publish(dest, "r5", user="ben")
     assert verify(dest, "r5").ok
     assert [r.name for r in history(dest) if r.undone_by is None] == ["r1", "r5"]
+    assert bad(dest) == []
 
 
 def test_in_another_folder_releases_live_on(source, judge_with, tmp_path):
