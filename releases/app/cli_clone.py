@@ -44,6 +44,8 @@ def clone(
             done = run(origin, destination, progress=screen.blocks, dry_run=explain, reread=verify == "full")
     finally:
         origin.close()
+    if not explain:
+        _retain(destination)
     if as_json:
         print_json(done.to_json())
     else:
@@ -54,6 +56,20 @@ def clone(
             "left alone at the destination: " + "; ".join(f"{name}: {why}" for name, why in done.refused.items()),
             fix="bring them together by hand, or clone into a new place; all others are copied",
         )
+
+
+def _retain(destination: str) -> None:
+    """Give a server the retention rules that `emlake init` would have given it; a folder has none."""
+    import lake
+    from releases.setup import DAYS
+
+    repo = lake.open(destination)
+    try:
+        rules = repo.retention()
+        if rules is not None and {"archive", "ops"} <= set(repo.branches()):
+            rules.keep(DAYS)
+    finally:
+        repo.close()
 
 
 def _lines(done: "Cloned") -> list[str]:

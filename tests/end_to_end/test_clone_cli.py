@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 import lake
+from releases.setup import DAYS, is_ready
 
 
 def test_clone_explains_copies_and_then_has_nothing_to_do(emlake, tmp_path):
@@ -51,3 +54,13 @@ def test_clone_into_a_stranger_or_from_nowhere_is_refused(emlake, tmp_path):
     assert lake.open(tmp_path / "other").branches() == before
     assert emlake("clone", tmp_path / "nowhere", tmp_path / "copy").code == 4
     assert emlake("clone", tmp_path / "lab", tmp_path / "lab").code == 2
+
+
+@pytest.mark.lakefs
+@pytest.mark.slow
+def test_clone_to_a_server_makes_it_ready_for_releases(emlake, lakefs_location, tmp_path):
+    emlake("init", tmp_path / "lab")
+    assert emlake("clone", tmp_path / "lab", lakefs_location).code == 0
+    dest = lake.open(lakefs_location)
+    assert is_ready(dest)
+    assert dest.retention().days() == DAYS
