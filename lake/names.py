@@ -1,7 +1,7 @@
 """Naming rules and merge units, the same on every engine (they are lakeFS's rules, plus our reserved words)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lake.errors import BadInput, InvalidName
 
@@ -65,6 +65,14 @@ def check_key(key: str) -> str:
     if not 1 <= size <= MAX_KEY_BYTES:
         raise InvalidName(f"key {key[:60]!r} has {size} bytes", fix=f"use 1 to {MAX_KEY_BYTES} bytes")
     return key
+
+
+def check_paths(objects: Collection[str], prefixes: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Give the paths that a log is asked for, None if it is not; `InvalidName` for one that no key can be or begin."""
+    if isinstance(objects, str) or isinstance(prefixes, str):
+        raise BadInput(f"paths {objects or prefixes!r} are one text", fix="give a list of keys or prefixes")
+    found = tuple(map(check_key, objects)), tuple(map(check_key, prefixes))
+    return found if any(found) else None
 
 
 def is_commit_id(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every engine promises: branches, commits, diff, three-way merge, revert, tags, protection, staging.
+"""What every engine promises: branches, commits, diff, three-way merge, revert, cherry-pick, tags, protection, staging.
 
 The shape is lakeFS's. `lake.testing.memory` is the specification in executable form, `lake.testing.repository` the
 contract that every engine passes. References (`ref`) are a branch, a tag, a commit id, a unique prefix of one,
@@ -115,8 +115,9 @@ class Repository(Protocol):
     def protect(self, pattern: str, *more: str) -> None:
         """Refuse direct writes, deletes, commits and resets on branches that match the glob `pattern` (or one more).
 
-        Merges and reverts stay possible. Returns when the rules are in force: a server needs up to 6 s for it, once for
-        all that come in one call. `InvalidName` for anything but letters of a branch name, `*` and `?`.
+        Merges, reverts and cherry-picks stay possible. Returns when the rules are in force: a server needs up to 6 s
+        for it, once for all that come in one call. `InvalidName` for anything but letters of a branch name, `*`
+        and `?`.
         """
         ...
 
@@ -189,8 +190,29 @@ class Repository(Protocol):
         """Drop what is staged on `branch`, workspace writes included."""
         ...
 
-    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
-        """Yield commits reachable from `ref`, newest first (children before parents)."""
+    def reset_to(self, branch: str, ref: str) -> CommitId:
+        """Move the head of `branch` to the commit behind `ref` and return it (a hard reset).
+
+        What the branch held alone stays readable by id until garbage collection. `ProtectedBranch` as for `put`;
+        `DirtyBranch` if anything is staged (a bare lakeFS would leave it staged, now on another commit).
+        """
+        ...
+
+    def log(
+        self,
+        ref: str,
+        *,
+        limit: int | None = None,
+        first_parent: bool = False,
+        objects: Collection[str] = (),
+        prefixes: Collection[str] = (),
+    ) -> Iterator[Commit]:
+        """Yield commits reachable from `ref`, newest first (children before parents).
+
+        With `objects` (whole keys) or `prefixes`, only those commits that differ from their *first parent* at one of
+        them. So a merge is listed on the line that it changed, and `first_parent` tells which release brought a
+        path in. (A bare lakeFS leaves out every commit with two parents, whatever it changed.)
+        """
         ...
 
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
@@ -248,6 +270,24 @@ class Repository(Protocol):
         `parent` (from 1) is required for a merge commit, else `BadInput`. `ConflictError` names the units and keys
         that later commits changed; `NothingToCommit` if it is undone already; `DirtyBranch` as for merge. An empty
         message becomes `Revert <ref>`.
+        """
+        ...
+
+    def cherry_pick(
+        self,
+        branch: str,
+        ref: str,
+        *,
+        parent: int | None = None,
+        message: str = "",
+        metadata: Metadata | None = None,
+    ) -> CommitId:
+        """Bring what commit `ref` changed into `branch` by a new one-parent commit: a merge of `ref`, base its parent.
+
+        Units hold as for merge. `parent` (from 1) is required for a merge commit, else `BadInput`. An empty message
+        and no metadata mean those of `ref`; `cherry-pick-origin` (its id) and `cherry-pick-committer` are added.
+        `ConflictError` names the units and keys that `branch` holds otherwise; `NothingToCommit` if it holds the change
+        already (a bare lakeFS makes an empty commit); `DirtyBranch` as for merge.
         """
         ...
 

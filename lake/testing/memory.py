@@ -1,9 +1,9 @@
 """The versioned store as an executable specification: dictionaries, one lock, no files.
 
 Every engine must do what this one does; where a docstring and this code disagree, one of them is wrong. Three rules
-are worth reading first: `_three_way` (merge and revert by whole units), `_merge_base` and `_lookup`. When several
-things are wrong with one request, the first of these is reported: a malformed argument, a missing reference,
-protection, an unexpected head, staged changes, nothing to do, a conflict.
+are worth reading first: `threeway.three_way` (merge, revert and cherry-pick by whole units), `_merge_base` and
+`_lookup`. When several things are wrong with one request, the first of these is reported: a malformed argument, a
+missing reference, protection, an unexpected head, staged changes, nothing to do, a conflict.
 
 It hands out no `Location`: there is no folder and no bucket behind it.
 """
@@ -29,11 +29,13 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location
-from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag, contested_units, unit_of
+from lake.names import check_branch, check_key, check_metadata, check_paths, check_pattern, check_tag
 from lake.refs import not_found, parse, resolve_steps, unique_prefix
+from lake.replay import check_parent, picked_metadata
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
+from lake.testing import threeway
+from lake.testing.threeway import Tree
 
-Tree = Mapping[str, ObjectStat]
 Staging = dict[str, ObjectStat | None]
 MAIN = "main"
 
@@ -226,7 +228,7 @@ class MemoryRepository(Handle):
 
     def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
         with self._guard:
-            return iter(_two_way(self._trees[self._head(branch)], self._staged(branch), prefix))
+            return iter(threeway.two_way(self._trees[self._head(branch)], self._staged(branch), prefix))
 
     def commit(
         self, branch: str, message: str, metadata: Metadata = NO_METADATA, *, allow_empty: bool = False
@@ -235,7 +237,7 @@ class MemoryRepository(Handle):
         with self._guard:
             head = self._writable(branch)
             tree = self._staged(branch)
-            if not allow_empty and not _two_way(self._trees[head], tree):
+            if not allow_empty and not threeway.two_way(self._trees[head], tree):
                 raise NothingToCommit(f"branch {branch!r} has nothing staged", fix="put or delete something first")
             return self._move(branch, (head,), tree, message, metadata)
 
@@ -244,11 +246,36 @@ class MemoryRepository(Handle):
             self._writable(branch)
             self._staging[branch] = {}
 
-    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
+    def reset_to(self, branch: str, ref: str) -> CommitId:
+        with self._guard:
+            self._head(branch)
+            commit = self.resolve(ref)
+            self._writable(branch)
+            self._check_clean(branch)
+            self._branches[branch], self._staging[branch] = commit, {}
+            return commit
+
+    def log(
+        self,
+        ref: str,
+        *,
+        limit: int | None = None,
+        first_parent: bool = False,
+        objects: Collection[str] = (),
+        prefixes: Collection[str] = (),
+    ) -> Iterator[Commit]:
+        paths = check_paths(objects, prefixes)
         with self._guard:
             commits = [self._commits[c] for c in self._ancestors(self.resolve(ref), first_parent=first_parent)]
+            if paths:
+                commits = [commit for commit in commits if self._touches(commit, *paths)]
         commits.sort(key=lambda commit: commit.created, reverse=True)
         return iter(commits[:limit])
+
+    def _touches(self, commit: Commit, objects: tuple[str, ...], prefixes: tuple[str, ...]) -> bool:
+        before = self._trees[commit.parents[0]] if commit.parents else {}
+        changed = threeway.changes(before, self._trees[commit.id])
+        return any(key in objects or key.startswith(prefixes) for key in changed)
 
     def _ancestors(self, commit: CommitId, *, first_parent: bool = False) -> set[CommitId]:
         seen, queue = set[CommitId](), [commit]
@@ -272,9 +299,9 @@ class MemoryRepository(Handle):
         with self._guard:
             ours, theirs = self.resolve(left), self.resolve(right)
             if not three_dot:
-                return iter(_two_way(self._trees[ours], self._trees[theirs], prefix))
+                return iter(threeway.two_way(self._trees[ours], self._trees[theirs], prefix))
             base = self._merge_base(ours, theirs)
-            return iter(_three_dot(self._trees[base], self._trees[ours], self._trees[theirs], prefix))
+            return iter(threeway.three_dot(self._trees[base], self._trees[ours], self._trees[theirs], prefix))
 
     def merge(
         self,
@@ -298,9 +325,9 @@ class MemoryRepository(Handle):
                 raise ConflictError(f"branch {dest!r} is at {head}, not at {expect_head}", fix="look at what came in")
             self._check_clean(dest)
             base = self._merge_base(head, theirs)
-            if not allow_empty and _identities(self._trees[base]) == _identities(self._trees[theirs]):
+            if not allow_empty and threeway.identities(self._trees[base]) == threeway.identities(self._trees[theirs]):
                 raise NothingToCommit(f"{source!r} has nothing that {dest!r} lacks", fix="commit to it first")
-            tree = _three_way(
+            tree = threeway.three_way(
                 self._trees[base], self._trees[head], self._trees[theirs], (dest, source), strategy, tuple(contested)
             )
             return self._move(dest, (head,) if squash else (head, theirs), tree, message, metadata)
@@ -311,19 +338,38 @@ class MemoryRepository(Handle):
         metadata = check_metadata(metadata)
         with self._guard:
             head, undone = self._head(branch), self.commit_info(ref)
-            if parent is None and len(undone.parents) > 1:
-                raise BadInput(f"{ref!r} is a merge", fix="give parent=1 to go back to what its branch was before")
-            if parent is not None and not 1 <= parent <= len(undone.parents):
-                raise BadInput(f"{ref!r} has no parent {parent}", fix=f"it has {len(undone.parents)}")
+            number = check_parent(ref, undone, parent)
             self._check_clean(branch)
-            before = self._trees[undone.parents[(parent or 1) - 1]] if undone.parents else {}
-            tree = _three_way(self._trees[undone.id], self._trees[head], before, (branch, f"the undoing of {ref}"))
-            if _identities(tree) == _identities(self._trees[head]):
+            before = self._trees[undone.parents[number - 1]] if undone.parents else {}
+            tree = threeway.three_way(
+                self._trees[undone.id], self._trees[head], before, (branch, f"the undoing of {ref}")
+            )
+            if threeway.identities(tree) == threeway.identities(self._trees[head]):
                 raise NothingToCommit(f"{ref!r} is undone on {branch!r} already", fix="nothing is left to do")
             return self._move(branch, (head,), tree, message or f"Revert {ref}", metadata)
 
+    def cherry_pick(
+        self,
+        branch: str,
+        ref: str,
+        *,
+        parent: int | None = None,
+        message: str = "",
+        metadata: Metadata | None = None,
+    ) -> CommitId:
+        given = None if metadata is None else check_metadata(metadata)
+        with self._guard:
+            head, picked = self._head(branch), self.commit_info(ref)
+            number = check_parent(ref, picked, parent)
+            self._check_clean(branch)
+            base = self._trees[picked.parents[number - 1]] if picked.parents else {}
+            tree = threeway.three_way(base, self._trees[head], self._trees[picked.id], (branch, ref))
+            if threeway.identities(tree) == threeway.identities(self._trees[head]):
+                raise NothingToCommit(f"{branch!r} holds what {ref!r} changed already", fix="nothing is left to do")
+            return self._move(branch, (head,), tree, message or picked.message, picked_metadata(picked, given))
+
     def _check_clean(self, branch: str) -> None:
-        staged = _two_way(self._trees[self._branches[branch]], self._staged(branch))
+        staged = threeway.two_way(self._trees[self._branches[branch]], self._staged(branch))
         if staged:
             raise DirtyBranch(
                 f"branch {branch!r} has {len(staged)} staged changes, the first {staged[0].key!r}",
@@ -336,59 +382,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotFound(f"{path} cannot be read: {error.strerror}", fix="give a readable file") from error
-
-
-def _identities(tree: Tree) -> dict[str, object]:
-    return {key: entry.identity for key, entry in tree.items()}
-
-
-def _changes(old: Tree, new: Tree) -> dict[str, object]:
-    """Map each key that differs to its new identity, None for a removal."""
-    before, after = _identities(old), _identities(new)
-    return {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-
-
-def _two_way(old: Tree, new: Tree, prefix: str = "") -> list[Change]:
-    kinds = {
-        key: "added" if key not in old else "removed" if identity is None else "changed"
-        for key, identity in _changes(old, new).items()
-        if key.startswith(prefix)
-    }
-    return [Change(key, kinds[key]) for key in sorted(kinds)]  # type: ignore[arg-type]
-
-
-def _three_dot(base: Tree, ours: Tree, theirs: Tree, prefix: str) -> list[Change]:
-    left, right = _changes(base, ours), _changes(base, theirs)
-    return [
-        Change(change.key, "conflict") if change.key in left else change
-        for change in _two_way(base, theirs, prefix)
-        if change.key not in left or left[change.key] != right[change.key]
-    ]
-
-
-def _three_way(
-    base: Tree,
-    ours: Tree,
-    theirs: Tree,
-    names: tuple[str, str],
-    strategy: Strategy | None = None,
-    contested: tuple[str, ...] = (),
-) -> Tree:
-    """Apply what `theirs` changed since `base` to `ours`, by whole units, or raise `ConflictError`."""
-    left, right = _changes(base, ours), _changes(base, theirs)
-    units = [unit for unit in contested_units(left, right) if not unit.startswith(contested)]
-    keys = sorted(k for k in left.keys() & right.keys() if left[k] != right[k] and unit_of(k) not in units)
-    if units or (keys and strategy is None):
-        raise ConflictError(
-            f"{names[0]!r} and {names[1]!r} both changed {', '.join([*units, *keys][:5])}",
-            fix="take one side, or replace what both changed and try again",
-            units=units,
-            keys=() if strategy else keys,
-        )
-    result = dict(ours)
-    for key in right.keys() - (set(keys) if strategy == "dest-wins" else set()):
-        if right[key] is None:
-            result.pop(key, None)
-        else:
-            result[key] = theirs[key]
-    return result

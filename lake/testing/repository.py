@@ -12,6 +12,7 @@
 strict xfail that names the exception.
 """
 
+from lake.testing.contract_history import HistoryContract
 from lake.testing.contract_keys import KeysContract
 from lake.testing.contract_locations import LocationContract
 from lake.testing.contract_merge import MergeContract
@@ -23,5 +24,7 @@ from lake.testing.contract_units import UnitsContract
 __all__ = ["LocationContract", "RepositoryContract"]
 
 
-class RepositoryContract(RefsContract, KeysContract, MergeContract, UnitsContract, SessionsContract, TakeoverContract):
-    """Refs, objects, merges, units and sessions: all that needs no file system."""
+class RepositoryContract(
+    RefsContract, KeysContract, MergeContract, UnitsContract, HistoryContract, SessionsContract, TakeoverContract
+):
+    """Refs, objects, merges, units, histories and sessions: all that needs no file system."""

@@ -55,9 +55,18 @@ def log(
     ref: Annotated[str, typer.Argument(help="Branch, tag or commit.")] = "main",
     repo: Repo = None,
     limit: Annotated[int, typer.Option("-n", help="At most so many commits.")] = 20,
+    objects: Annotated[
+        list[str] | None, typer.Option("--object", help="Only what changed this key; repeatable.")
+    ] = None,
+    prefixes: Annotated[
+        list[str] | None, typer.Option("--prefix", help="Only what changed a key that begins so; repeatable.")
+    ] = None,
+    first_parent: Annotated[
+        bool, typer.Option("--first-parent", help="Leave out what came in by merges: on main, releases only.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List commits, newest first; a cloned commit with the time it was first made."""
+    """List commits, newest first (by path: those that changed it), with the time they were first made."""
     from lake.clones import original_time
 
     rows = [
@@ -68,7 +77,9 @@ def log(
             "message": c.message,
             "metadata": dict(c.metadata),
         }
-        for c in open_repo(repo).log(ref, limit=limit)
+        for c in open_repo(repo).log(
+            ref, limit=limit, first_parent=first_parent, objects=objects or (), prefixes=prefixes or ()
+        )
     ]
     if as_json:
         print_json({"ref": ref, "commits": rows})

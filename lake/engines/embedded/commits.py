@@ -1,4 +1,4 @@
-"""How a branch moves: commit, merge, revert. Each is prepared in full, then happens in one transaction."""
+"""How a branch moves: commit, merge, revert, cherry-pick, reset. Each is prepared, then happens in one transaction."""
 
 import sqlite3
 from collections.abc import Collection
@@ -24,7 +24,8 @@ from lake.engines.embedded.ranges import digest_of, number_of, pack
 from lake.engines.embedded.store import Found
 from lake.engines.embedded.trees import Tree
 from lake.engines.embedded.workspaces import State, Suspect, Values, save_state
-from lake.errors import BadInput, ConflictError, DirtyBranch, NothingToCommit
+from lake.errors import ConflictError, DirtyBranch, NothingToCommit
+from lake.replay import check_parent, picked_metadata
 from lake.repository import Commit, CommitId, Metadata, Strategy
 from lake.room import Room
 
@@ -143,22 +144,58 @@ def merge(
 def revert(engine: Engine, name: str, ref: str, parent: int | None, message: str, metadata: Metadata) -> CommitId:
     """Undo commit `ref` on a branch."""
     with engine.locked(name) as branch, engine.turns.working():
-        with engine.db.read() as con:
-            undone = engine.history.node(con, engine.history.resolve(con, ref))
-            parents = undone.commit.parents
-            if parent is None and len(parents) > 1:
-                raise BadInput(f"{ref!r} is a merge", fix="give parent=1 to go back to what its branch was before")
-            if parent is not None and not 1 <= parent <= len(parents):
-                raise BadInput(f"{ref!r} has no parent {parent}", fix=f"it has {len(parents)}")
-            before = engine.history.node(con, parents[(parent or 1) - 1]).tree if parents else None
+        undone, before = _with_parent(engine, ref, parent)
         pending = _clean(engine, branch)
-        target = engine.trees.load(before) if before else engine.trees.empty()
         rules = Rules(name, f"the undoing of {ref}")
-        tree = _three_way(engine, pending, engine.trees.load(undone.tree), target, rules)
+        tree = _three_way(engine, pending, engine.trees.load(undone.tree), before, rules)
         if tree.digest == pending.tree.digest:
             raise NothingToCommit(f"{ref!r} is undone on {name!r} already", fix="nothing is left to do")
         point("revert.manifest-written")
         return _land(engine, pending, tree, [pending.node], message or f"Revert {ref}", metadata, "revert")
+
+
+def cherry_pick(
+    engine: Engine, name: str, ref: str, parent: int | None, message: str, metadata: Metadata | None
+) -> CommitId:
+    """Bring what commit `ref` changed into a branch."""
+    with engine.locked(name) as branch, engine.turns.working():
+        picked, before = _with_parent(engine, ref, parent)
+        pending = _clean(engine, branch)
+        tree = _three_way(engine, pending, before, engine.trees.load(picked.tree), Rules(name, ref))
+        if tree.digest == pending.tree.digest:
+            raise NothingToCommit(f"{name!r} holds what {ref!r} changed already", fix="nothing is left to do")
+        point("cherry-pick.manifest-written")
+        entries = picked_metadata(picked.commit, metadata)
+        return _land(engine, pending, tree, [pending.node], message or picked.commit.message, entries, "cherry-pick")
+
+
+def _with_parent(engine: Engine, ref: str, parent: int | None) -> tuple[Node, Tree]:
+    """Give commit `ref`, and the tree of the parent that it is compared with (empty for the first commit)."""
+    with engine.db.read() as con:
+        node = engine.history.node(con, engine.history.resolve(con, ref))
+        number = check_parent(ref, node.commit, parent)
+        parents = node.commit.parents
+        before = engine.history.node(con, parents[number - 1]).tree if parents else None
+    return node, engine.trees.load(before) if before else engine.trees.empty()
+
+
+def reset_to(engine: Engine, name: str, ref: str) -> CommitId:
+    """Move a clean branch to the commit behind `ref`."""
+    with engine.locked(name) as branch, engine.turns.working():
+        with engine.db.read() as con:
+            target = engine.history.resolve(con, ref)
+            check_unprotected(con, name)
+        pending = _clean(engine, branch)
+        with engine.db.write() as con:
+            check_unprotected(con, name)
+            _check_still_clean(engine, con, pending)
+            check_kept(con, [target])
+            move_branch(con, branch, target)
+            let_go(con, branch.head)
+            con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+            point("reset-to.before-ref")
+        point("reset-to.ref-moved")
+        return target
 
 
 def _three_way(engine: Engine, pending: Pending, base: Tree, theirs: Tree, rules: Rules) -> Tree:

@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -15,36 +15,25 @@ from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
 from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, Progress, collect
-from lake.engines.embedded.history import (
-    Branch,
-    History,
-    check_free,
-    check_unprotected,
-    let_go,
-    new_token,
-    read_staging,
-    stage,
-)
+from lake.engines.embedded.history import Branch, check_unprotected, read_staging, stage
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
-from lake.engines.embedded.layout import MAIN, check_openable, make_repository
+from lake.engines.embedded.layout import check_openable, make_repository
 from lake.engines.embedded.merging import changes
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
+from lake.engines.embedded.references import References
+from lake.engines.embedded.touching import touches
 from lake.engines.embedded.trees import Tree, overlay
-from lake.engines.embedded.workspaces import State, Values, forget_state, save_state
-from lake.errors import BadInput, ConflictError, CorruptObject, ObjectNotFound, RefNotFound, nearest
+from lake.engines.embedded.workspaces import State, Values, save_state
+from lake.errors import BadInput, CorruptObject, ObjectNotFound
 from lake.location import Location
-from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag
+from lake.names import check_key, check_metadata, check_paths
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
 from lake.room import Room
 
 
-class EmbeddedRepository(Handle):
+class EmbeddedRepository(References, Handle):
     """A repository in a folder. Safe between threads, processes and forks; see `Engine` for what lies where."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._history: History = engine.history
 
     # -- opening ------------------------------------------------------------------------------------------------------
     @classmethod
@@ -68,11 +57,6 @@ class EmbeddedRepository(Handle):
         except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls.open(root)
-
-    @property
-    def root(self) -> Path:
-        """The repository's folder."""
-        return self._engine.root
 
     @property
     def location(self) -> str:
@@ -107,91 +91,6 @@ class EmbeddedRepository(Handle):
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""
         self._engine.close()
-
-    # -- refs ---------------------------------------------------------------------------------------------------------
-    @guarded
-    def resolve(self, ref: str) -> CommitId:
-        """Give the full commit id behind `ref`."""
-        with self._engine.db.read() as con:
-            return self._history.resolve(con, ref)
-
-    @guarded
-    def commit_info(self, ref: str) -> Commit:
-        """Give the commit behind `ref`."""
-        with self._engine.db.read() as con:
-            return self._history.node(con, self._history.resolve(con, ref)).commit
-
-    @guarded
-    def branches(self, prefix: str = "") -> Mapping[str, CommitId]:
-        """Map branch names to committed heads, sorted."""
-        with self._engine.db.read() as con:
-            return self._history.listing(con, "branches", "head", prefix)
-
-    @guarded
-    def create_branch(self, name: str, source: str) -> CommitId:
-        """Make a branch at the commit behind `source`."""
-        check_branch(name)
-        with self._engine.db.write() as con:
-            head = self._history.resolve(con, source)
-            check_free(con, name)
-            con.execute("INSERT INTO branches VALUES (?, ?, ?)", (name, head, new_token(name)))
-        return head
-
-    @guarded
-    def delete_branch(self, name: str) -> None:
-        """Remove a branch and what is pending on it."""
-        with self._engine.locked(name) as branch:
-            if name == MAIN:
-                raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")
-            with self._engine.db.write(freeing=True) as con:
-                con.execute("DELETE FROM branches WHERE token = ?", (branch.token,))
-                let_go(con, branch.head)
-                dropped = con.execute("DELETE FROM staging WHERE token = ?", (branch.token,)).rowcount
-                forget_state(con, branch.token)
-            point("delete-branch.forgotten")
-            self._engine.workspaces.discard(branch.token)
-            (self.root / "locks" / branch.token).unlink(missing_ok=True)
-        if dropped:
-            self._engine.incoming.sweep(self._engine.staged_digests)
-
-    @guarded
-    def tags(self, prefix: str = "") -> Mapping[str, CommitId]:
-        """Map tag names to commits, sorted."""
-        with self._engine.db.read() as con:
-            return self._history.listing(con, "tags", "target", prefix)
-
-    @guarded
-    def create_tag(self, name: str, ref: str) -> CommitId:
-        """Make a tag; of many callers one wins."""
-        check_tag(name)
-        with self._engine.db.write() as con:
-            commit = self._history.resolve(con, ref)
-            check_free(con, name)
-            con.execute("INSERT INTO tags VALUES (?, ?)", (name, commit))
-        return commit
-
-    @guarded
-    def delete_tag(self, name: str) -> None:
-        """Remove a tag."""
-        with self._engine.db.write(freeing=True) as con:
-            removed = con.execute("DELETE FROM tags WHERE name = ? RETURNING target", (name,)).fetchall()
-            if not removed:
-                known = self._history.listing(con, "tags", "target", "")
-                raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, known))
-            let_go(con, removed[0][0])
-
-    @guarded
-    def protect(self, pattern: str, *more: str) -> None:
-        """Refuse direct changes of the branches that match one of these globs."""
-        patterns = [(check_pattern(each),) for each in (pattern, *more)]
-        with self._engine.db.write() as con:
-            con.executemany("INSERT OR IGNORE INTO protection VALUES (?)", patterns)
-
-    @guarded
-    def protected(self) -> tuple[str, ...]:
-        """List the protection patterns, sorted."""
-        with self._engine.db.read() as con:
-            return tuple(pattern for (pattern,) in con.execute("SELECT pattern FROM protection ORDER BY pattern"))
 
     # -- objects ------------------------------------------------------------------------------------------------------
     @guarded
@@ -349,10 +248,26 @@ class EmbeddedRepository(Handle):
             engine.incoming.sweep(engine.staged_digests)
 
     @guarded
-    def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
-        """Yield commits, newest first."""
-        start = self.resolve(ref)
-        return guarded_items(islice(self._history.log(start, first_parent=first_parent), limit), self.root)
+    def reset_to(self, branch: str, ref: str) -> CommitId:
+        """Move the head of a clean branch to the commit behind `ref`."""
+        return commits.reset_to(self._engine, branch, ref)
+
+    @guarded
+    def log(
+        self,
+        ref: str,
+        *,
+        limit: int | None = None,
+        first_parent: bool = False,
+        objects: Collection[str] = (),
+        prefixes: Collection[str] = (),
+    ) -> Iterator[Commit]:
+        """Yield commits, newest first; with paths, those that differ from their first parent at one of them."""
+        paths = check_paths(objects, prefixes)
+        found = self._history.log(self.resolve(ref), first_parent=first_parent)
+        if paths:
+            found = filter(touches(self._engine, *paths), found)
+        return guarded_items(islice(found, limit), self.root)
 
     @guarded
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
@@ -419,6 +334,20 @@ class EmbeddedRepository(Handle):
     ) -> CommitId:
         """Undo commit `ref` on `branch` by a new commit."""
         return commits.revert(self._engine, branch, ref, parent, message, check_metadata(metadata))
+
+    @guarded
+    def cherry_pick(
+        self,
+        branch: str,
+        ref: str,
+        *,
+        parent: int | None = None,
+        message: str = "",
+        metadata: Metadata | None = None,
+    ) -> CommitId:
+        """Bring what commit `ref` changed into `branch` by a new commit."""
+        given = None if metadata is None else check_metadata(metadata)
+        return commits.cherry_pick(self._engine, branch, ref, parent, message, given)
 
 
 def _key_bytes(key: str) -> bytes | None:

@@ -1,18 +1,20 @@
-"""Merge and revert by whole units, with an expected head, on a server that knows neither.
+"""Merge, revert and cherry-pick by whole units, with an expected head, on a server that knows neither.
 
 lakeFS merges object by object and looks at no head. So before a merge the units that both sides changed are compared
 and a contested one is refused, and the merge is rehearsed if it is not straightforward (`threeway`); afterwards the
 parent of the new commit tells whether the branch moved in between, and a merge that should not have been is reverted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.landing import land
-from lake.engines.lakefs.threeway import Plan, changed_keys, differ, merge_base, plan_merge, plan_revert, rehearse
+from lake.engines.lakefs.threeway import Plan, changed_keys, differ, merge_base, plan_merge, plan_replay, rehearse
 from lake.engines.lakefs.wire import Wire
 from lake.errors import BadInput, ConflictError, DirtyBranch, LakeError, NothingToCommit, StorageError
+from lake.replay import check_parent, picked_metadata
 from lake.repository import CommitId, Metadata, Strategy
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def _keeps_moving(branch: str) -> ConflictError:
     return ConflictError(f"branch {branch!r} keeps moving", fix="try again when fewer writers are at work")
 
 
-def _check_clean(repo: "LakeFSRepository", branch: str) -> None:
+def check_clean(repo: "LakeFSRepository", branch: str) -> None:
+    """Raise `DirtyBranch` if anything is staged."""
     staged = next(repo.uncommitted(branch), None)
     if staged is not None:
         raise DirtyBranch(f"branch {branch!r} has staged changes, the first {staged.key!r}", fix="commit or reset them")
@@ -70,7 +73,7 @@ def merge(repo: "LakeFSRepository", wire: Wire, request: MergeRequest) -> Commit
             raise ConflictError(
                 f"branch {request.dest!r} is at {head}, not at {request.expect_head}", fix="look at what came in"
             )
-        _check_clean(repo, request.dest)
+        check_clean(repo, request.dest)
         base = merge_base(wire, theirs, head)
         if not request.allow_empty and not differ(wire, base, theirs):
             raise NothingToCommit(
@@ -112,7 +115,7 @@ def _merge_planned(repo: "LakeFSRepository", wire: Wire, request: MergeRequest, 
         # 409: moved, and now in conflict; 400: dirty since; 500: lost the race for the branch too often.
         if status_of(error) not in (400, 409, 500):
             raise
-        _check_clean(repo, request.dest)
+        check_clean(repo, request.dest)
         if repo.head(request.dest) == plan.ours:
             raise
         raise _Moved from error
@@ -175,7 +178,33 @@ def _undo(
     )
 
 
-# -- revert -----------------------------------------------------------------------------------------------------------
+# -- revert and cherry-pick -------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """One commit to be played again on a branch: its change, or the undoing of it.
+
+    Parameters
+    ----------
+    base, theirs : commit id
+        The three-way merge that it comes to: what `theirs` changed since `base`.
+    names : (str, str)
+        What an error calls the two sides.
+    done : str
+        What to say if the branch holds the outcome already.
+    send : callable
+        Asks the server to do it on a branch, with a message and metadata.
+    """
+
+    branch: str
+    base: CommitId
+    theirs: CommitId
+    names: tuple[str, str]
+    done: str
+    message: str
+    metadata: Metadata
+    send: Callable[[str, dict[str, Any]], None]
+
+
 def revert(
     repo: "LakeFSRepository",
     wire: Wire,
@@ -186,68 +215,90 @@ def revert(
     metadata: Metadata,
 ) -> CommitId:
     """Carry out `Repository.revert`: a three-way merge of the parent of `ref`, with `ref` as base."""
-    message = message or f"Revert {ref}"
-    for _ in range(_TRIES):
-        head, undone = repo.head(branch), repo.commit_info(ref)
-        if parent is None and len(undone.parents) > 1:
-            raise BadInput(f"{ref!r} is a merge", fix="give parent=1 to go back to what its branch was before")
-        if parent is not None and not 1 <= parent <= len(undone.parents):
-            raise BadInput(f"{ref!r} has no parent {parent}", fix=f"it has {len(undone.parents)}")
-        _check_clean(repo, branch)
-        number = parent or 1
-        # The first commit of a repository is empty: there is nothing to undo in it.
-        before = undone.parents[number - 1] if undone.parents else undone.id
-        plan = plan_revert(wire, undone.id, head, before)
-        plan.check((branch, f"the undoing of {ref}"), decided=False)
-        if not (differ(wire, head, before) if plan.straight else plan.wanted):
-            raise NothingToCommit(f"{ref!r} is undone on {branch!r} already", fix="nothing is left to do")
-        try:
-            return _revert_planned(repo, wire, branch, plan, number, message, metadata)
-        except _Moved:
-            continue
-    raise _keeps_moving(branch)
+    repo.head(branch)
+    undone = repo.commit_info(ref)
+    number = check_parent(ref, undone, parent)
+
+    def send(target: str, overrides: dict[str, Any]) -> None:
+        body = {"ref": undone.id, "parent_number": number, "allow_empty": True, "commit_overrides": overrides}
+        doing = f"revert {undone.id[:12]} on {target!r}"
+        wire.call(wire.sdk.branches_api.revert_branch, wire.name, target, body, doing=doing)
+
+    # The first commit of a repository is empty: there is nothing to undo in it.
+    before = undone.parents[number - 1] if undone.parents else undone.id
+    names, done = (branch, f"the undoing of {ref}"), f"{ref!r} is undone on {branch!r} already"
+    order = _Replay(branch, undone.id, before, names, done, message or f"Revert {ref}", metadata, send)
+    return _replay(repo, wire, order)
 
 
-def _revert_planned(
+def cherry_pick(
     repo: "LakeFSRepository",
     wire: Wire,
     branch: str,
-    plan: Plan,
-    number: int,
+    ref: str,
+    parent: int | None,
     message: str,
-    metadata: Metadata,
+    metadata: Metadata | None,
 ) -> CommitId:
+    """Carry out `Repository.cherry_pick`: a three-way merge of `ref`, with its parent as base."""
+    repo.head(branch)
+    picked = repo.commit_info(ref)
+    number = check_parent(ref, picked, parent)
+
+    def send(target: str, overrides: dict[str, Any]) -> None:
+        # Never without metadata: lakeFS 1.84 would write the origin into its cached copy of the picked commit, which
+        # then no longer fits its id and is answered with 404 until the cache forgets it.
+        body = {"ref": picked.id, "parent_number": number, "commit_overrides": overrides}
+        doing = f"cherry-pick {picked.id[:12]} on {target!r}"
+        wire.call(wire.sdk.branches_api.cherry_pick, wire.name, target, body, doing=doing)
+
+    before = picked.parents[number - 1] if picked.parents else picked.id
+    done, entries = f"{branch!r} holds what {ref!r} changed already", picked_metadata(picked, metadata)
+    order = _Replay(branch, before, picked.id, (branch, ref), done, message or picked.message, entries, send)
+    return _replay(repo, wire, order)
+
+
+def _replay(repo: "LakeFSRepository", wire: Wire, order: _Replay) -> CommitId:
+    for _ in range(_TRIES):
+        head = repo.head(order.branch)
+        check_clean(repo, order.branch)
+        plan = plan_replay(wire, order.base, head, order.theirs)
+        plan.check(order.names, decided=False)
+        if not (differ(wire, head, order.theirs) if plan.straight else plan.wanted):
+            raise NothingToCommit(order.done, fix="nothing is left to do")
+        try:
+            return _replay_planned(repo, wire, order, plan)
+        except _Moved:
+            continue
+    raise _keeps_moving(order.branch)
+
+
+def _replay_planned(repo: "LakeFSRepository", wire: Wire, order: _Replay, plan: Plan) -> CommitId:
+    branch = order.branch
+
     def send(marked: dict[str, str]) -> None:
-        _send_revert(wire, branch, plan.base, number, {"message": message, "metadata": marked})
+        order.send(branch, {"message": order.message, "metadata": marked})
 
     def send_instead(marked: dict[str, str]) -> CommitId:
-        body = {"message": message, "metadata": marked, "squash_merge": True}
+        body = {"message": order.message, "metadata": marked, "squash_merge": True}
         return _send_merge(wire, outcome, branch, body)
 
     right = True
     if not plan.straight:
-        outcome, right = rehearse(
-            wire, plan, plan.wanted, lambda hidden: _send_revert(wire, hidden, plan.base, number, {})
-        )
+        overrides = {"message": "rehearsal", "metadata": {"rehearsal": branch}}
+        outcome, right = rehearse(wire, plan, plan.wanted, lambda hidden: order.send(hidden, overrides))
     try:
-        made = land(wire, branch, plan.ours, metadata, send if right else send_instead)
+        made = land(wire, branch, plan.ours, order.metadata, send if right else send_instead)
     except (ConflictError, BadInput, StorageError) as error:
         if status_of(error) not in (400, 409, 500):
             raise
-        _check_clean(repo, branch)
+        check_clean(repo, branch)
         if repo.head(branch) == plan.ours:
             raise
         raise _Moved from error
     actual = repo.commit_info(made).parents[0]
     if actual != plan.ours:
-        now = plan_revert(wire, plan.base, actual, plan.theirs)
+        now = plan_replay(wire, plan.base, actual, plan.theirs)
         if now.units or now.conflicts or changed_keys(wire, actual, made) != now.wanted:
             _undo(repo, wire, branch, made, None, (plan.ours, actual), tuple(now.units))
     return made
-
-
-def _send_revert(wire: Wire, branch: str, commit: CommitId, number: int, overrides: dict[str, Any]) -> None:
-    body = {"ref": commit, "parent_number": number, "allow_empty": True}
-    if overrides:
-        body["commit_overrides"] = overrides
-    wire.call(wire.sdk.branches_api.revert_branch, wire.name, branch, body, doing=f"revert {commit[:12]} on {branch!r}")

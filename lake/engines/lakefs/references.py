@@ -1,6 +1,6 @@
 """The part of the engine that knows names: commits, branches, tags, and what a reference means."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import RLock
@@ -40,6 +40,15 @@ def commit_from(entry: dict[str, Any]) -> Commit:
         committer=entry["committer"],
         created=datetime.fromtimestamp(entry["creation_date"], UTC),
     )
+
+
+def commit_pages(
+    wire: Wire, start: CommitId, *, first_parent: bool, limit: int | None = None, paths: Iterable[tuple[str, str]] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield the server's log; `paths` are its filters, ("objects", key) or ("prefixes", prefix)."""
+    query = [("first_parent", "true" if first_parent else "false"), *paths]
+    doing = f"log of {start[:12]}"
+    return wire.pages(f"/refs/{start}/commits", query, fields=COMMIT_FIELDS, doing=doing, limit=limit)
 
 
 class Clones:

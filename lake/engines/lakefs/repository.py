@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.references import MAIN, References
 from lake.engines.lakefs.retention import Retention
+from lake.engines.lakefs.touching import touching
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
     AlreadyExists,
@@ -32,9 +34,9 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location, S3Access
-from lake.names import check_branch, check_key, check_metadata, is_commit_id
+from lake.names import check_branch, check_key, check_metadata, check_paths, is_commit_id
 from lake.refs import parse
-from lake.repository import NO_METADATA, Change, CommitId, Handle, Metadata, ObjectStat, Strategy
+from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
 
 _COMMIT_TRIES = 4
 
@@ -278,6 +280,41 @@ class LakeFSRepository(References, Handle):
                 doing=f"reset {branch!r}",
             )
 
+    def reset_to(self, branch: str, ref: str) -> CommitId:
+        """Move the head of a clean branch to the commit behind `ref`.
+
+        The server itself looks at protection only: what somebody stages at the same moment stays staged.
+        """
+        self.head(branch)
+        commit = self.resolve(ref)
+        self._protection.check(branch)
+        merging.check_clean(self, branch)
+        with self._writing(branch):
+            self._wire.call(
+                self._wire.sdk.experimental_api.hard_reset_branch,
+                self._wire.name,
+                branch,
+                commit,
+                doing=f"reset {branch!r} to {commit[:12]}",
+            )
+        return commit
+
+    def log(
+        self,
+        ref: str,
+        *,
+        limit: int | None = None,
+        first_parent: bool = False,
+        objects: Collection[str] = (),
+        prefixes: Collection[str] = (),
+    ) -> Iterator[Commit]:
+        """Yield commits reachable from `ref`, newest first; with paths, those that touched them, merges too."""
+        paths = check_paths(objects, prefixes)
+        start = self.resolve(ref)
+        if paths:
+            return islice(touching(self._wire, start, *paths, first_parent=first_parent, limit=limit), limit)
+        return super().log(start, limit=limit, first_parent=first_parent)
+
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
         """Yield changes from `left` to `right`, sorted by key, both resolved once."""
         kind = "three_dot" if three_dot else "two_dot"
@@ -317,6 +354,19 @@ class LakeFSRepository(References, Handle):
     ) -> CommitId:
         """Undo commit `ref` on `branch` by whole units; see the protocol."""
         return merging.revert(self, self._wire, branch, ref, parent, message, check_metadata(metadata))
+
+    def cherry_pick(
+        self,
+        branch: str,
+        ref: str,
+        *,
+        parent: int | None = None,
+        message: str = "",
+        metadata: Metadata | None = None,
+    ) -> CommitId:
+        """Bring what commit `ref` changed into `branch` by whole units; see the protocol."""
+        given = None if metadata is None else check_metadata(metadata)
+        return merging.cherry_pick(self, self._wire, branch, ref, parent, message, given)
 
     def collect_garbage(self, **_: object) -> NoReturn:
         """Raise `BadInput`: only the server's owner can remove objects, with lakeFS's own collector."""

@@ -112,8 +112,8 @@ def plan_merge(wire: Wire, base: CommitId, ours: CommitId, theirs: CommitId, spa
     return Plan(base, ours, theirs, wanted, conflicts, _contested(wire, base, ours, theirs, spared))
 
 
-def plan_revert(wire: Wire, base: CommitId, ours: CommitId, theirs: CommitId) -> Plan:
-    """Plan the undoing of commit `base`, whose parent is `theirs`: a base that lakeFS's diff does not know."""
+def plan_replay(wire: Wire, base: CommitId, ours: CommitId, theirs: CommitId) -> Plan:
+    """Plan a merge from a base that lakeFS's diff does not know: a commit and its parent, or the other way round."""
     if base == ours:
         return Plan(base, ours, theirs, frozenset(), frozenset(), [])
     asked = changed_keys(wire, base, theirs)
@@ -155,7 +155,7 @@ def rehearse(wire: Wire, plan: Plan, expected: frozenset[str], act: Callable[[st
     expected : set of keys
         What must differ from `plan.ours` afterwards, taken from `plan.theirs`.
     act : callable
-        Merges into, or reverts on, the branch it is given.
+        Merges into the branch it is given, or reverts or cherry-picks on it.
 
     Returns
     -------

@@ -6,7 +6,7 @@ models, which cost 2 to 10 times the transfer of a page of 1,000.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -18,6 +18,8 @@ from lake.engines.lakefs.failures import FOREIGN, from_exception, from_status, m
 from lake.errors import LakeError, StorageError
 
 T = TypeVar("T")
+#: A list of pairs may name one parameter several times.
+Query = Mapping[str, object] | Sequence[tuple[str, object]]
 PAGE = 1000
 # Refused connections fail at once; a host that swallows packets must still be reported in under five seconds.
 CONNECT_S = 3.0
@@ -71,7 +73,7 @@ class Wire:
         self,
         method: str,
         path: str,
-        query: Mapping[str, object] | None = None,
+        query: Query | None = None,
         *,
         doing: str,
         body: Callable[[], Any] | None = None,
@@ -103,7 +105,7 @@ class Wire:
         return self._attempt(send, doing=doing, safe=safe)
 
     def json(
-        self, path: str, query: Mapping[str, object] | None = None, *, fields: tuple[str, ...] = (), doing: str
+        self, path: str, query: Query | None = None, *, fields: tuple[str, ...] = (), doing: str
     ) -> dict[str, Any]:
         """GET an object that has these fields; else what answers is no lakeFS server this client knows."""
         return self.read(self.request("GET", path, query, doing=doing), fields=fields, doing=doing)
@@ -127,7 +129,7 @@ class Wire:
     def pages(
         self,
         path: str,
-        query: Mapping[str, object],
+        query: Query,
         *,
         fields: tuple[str, ...],
         doing: str,
@@ -136,9 +138,10 @@ class Wire:
     ) -> Iterator[dict[str, Any]]:
         """Yield the results of a listing, `PAGE` at a time; each is an object with these fields."""
         left = limit
+        entries = list(query.items() if isinstance(query, Mapping) else query)
         while left is None or left > 0:
             amount = PAGE if left is None else min(PAGE, left)
-            arguments = {**query, "after": after, "amount": amount}
+            arguments = [*entries, ("after", after), ("amount", amount)]
             page = self.json(path, arguments, fields=("results", "pagination"), doing=doing)
             try:
                 if any(field not in entry for entry in page["results"] for field in fields):
