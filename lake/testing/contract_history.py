@@ -1,6 +1,7 @@
 """Contract: cherry-pick, hard reset, and the log of a path."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,8 @@ from lake.repository import Repository
 from lake.testing.trees import fork, kinds, save, stage, state, tree
 
 
-def _messages(repo: Repository, ref: str = "main", **options: object) -> list[str]:
-    return [commit.message for commit in repo.log(ref, **options)]  # type: ignore[arg-type]  # options of log
+def _messages(repo: Repository, ref: str = "main", **options: Any) -> list[str]:
+    return [commit.message for commit in repo.log(ref, **options)]
 
 
 class HistoryContract:
@@ -223,11 +224,12 @@ class HistoryContract:
         stage(repo, "main", {"c": b"staged"})
         repo.protect("main")
         before = state(repo)
-        for call in (
+        refused: list[Callable[[], object]] = [
             lambda: repo.commit("main", "no"),
             lambda: repo.reset("main"),
             lambda: repo.reset_to("main", side),
-        ):
+        ]
+        for call in refused:
             with pytest.raises(ProtectedBranch):
                 call()
         dirty: list[Callable[[], object]] = [
@@ -274,7 +276,8 @@ class HistoryContract:
         repo.revert("main", "main~1", parent=1, message="rollback")
         fork(repo, "squashed", {"p/2": b"1"})
         repo.merge("squashed", "main", "squash", squash=True)
-        for paths in ({"prefixes": ["p/"]}, {"objects": ["p/1", "p/2"]}):
+        by_path: list[dict[str, Any]] = [{"prefixes": ["p/"]}, {"objects": ["p/1", "p/2"]}]
+        for paths in by_path:
             assert _messages(repo, first_parent=True, **paths) == ["squash", "rollback", "release"]
             assert _messages(repo, **paths) == ["squash", "rollback", "release", "on the side"]
             assert _messages(repo, limit=3, **paths) == ["squash", "rollback", "release"]
@@ -283,7 +286,8 @@ class HistoryContract:
         assert _messages(repo, "side", objects=["b"]) == []
 
     def test_a_path_that_no_key_can_be_is_refused(self, repo: Repository) -> None:
-        for paths in ({"objects": [""]}, {"prefixes": [""]}, {"prefixes": ["k" * 1025]}):
+        wrong: list[dict[str, Any]] = [{"objects": [""]}, {"prefixes": [""]}, {"prefixes": ["k" * 1025]}]
+        for paths in wrong:
             with pytest.raises(InvalidName):
                 _messages(repo, **paths)
         with pytest.raises(BadInput, match="p/"):

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -24,32 +24,28 @@ from hypothesis.stateful import (
 )
 
 from lake.errors import ConflictError, LakeError
+from lake.replay import COMMITTER, ORIGIN
 from lake.repository import CommitId, Repository
+from lake.testing.bases import one_merge_base
+from lake.testing.draws import (
+    BRANCHES,
+    TAGS,
+    branches,
+    edits,
+    files,
+    keys,
+    merge_options,
+    paths,
+    suffixes,
+    values,
+)
 from lake.testing.memory import MemoryRepository
 from lake.testing.trees import kinds
 
-BRANCHES = ("main", "one", "two", "three")
-TAGS = ("r1", "r2")
-KEYS = ("a", "a/", "a/b", "a//b", "tables/t/0", "tables/t/1", "tables/u/0", "volumes/v/x", "z", "é")
-# Equal bytes under several keys are where content-addressed engines go wrong.
-VALUES = (b"", b"1", b"2")
+PRIVATE = {ORIGIN, COMMITTER, "session"}
 
 Opener = Callable[[], Repository]
 Reopener = Callable[[Repository], Repository]
-
-branches = st.sampled_from(BRANCHES[:3] * 3 + BRANCHES[3:])  # the last one seldom exists
-keys = st.sampled_from(KEYS)
-values = st.sampled_from(VALUES)
-edits = st.dictionaries(keys, st.one_of(st.none(), values), min_size=1, max_size=4)
-merge_options = st.fixed_dictionaries(
-    {
-        "strategy": st.sampled_from([None, None, "source-wins", "dest-wins"]),
-        "squash": st.booleans(),
-        "allow_empty": st.booleans(),
-        "contested": st.sampled_from([(), (), ("tables/t",), ("tables/", "volumes/v/")]),
-    }
-)
-suffixes = st.sampled_from(["", "", "", "@", "~1", "~2", "^1", "^2", "^2~1", "~0"])
 
 
 class RepositoryMachine(RuleBasedStateMachine):
@@ -61,14 +57,20 @@ class RepositoryMachine(RuleBasedStateMachine):
     commits = Bundle("commits")
     undoable = st.one_of(commits, st.sampled_from(["main", "main", "one", "two", "main~1", "one~1", "two~2"]))
 
-    def __init__(self, opener: Opener, reopener: Reopener | None = None, *, salted: bool = False) -> None:
+    def __init__(
+        self, opener: Opener, reopener: Reopener | None = None, *, salted: bool = False, folders: bool = False
+    ) -> None:
         super().__init__()
         self.salted = salted
+        self.folders = folders
         self.model = MemoryRepository()
         self.repo = opener()
         self.reopener = reopener
         self.made: list[tuple[CommitId, CommitId]] = []
         self.turn = 0
+        # A key both put and written in a workspace is a conflict that the model does not know: never both.
+        self.put: dict[str, set[str]] = {name: set() for name in BRANCHES}
+        self.written: dict[str, set[str]] = {name: set() for name in BRANCHES}
 
     # -- the two sides ------------------------------------------------------------------------------------------
     def _both(self, call: Callable[[Repository, int], Any]) -> tuple[Any, Any] | None:
@@ -100,7 +102,11 @@ class RepositoryMachine(RuleBasedStateMachine):
         if pair in self.made:
             return multiple()
         expected, found = (repo.commit_info(commit) for repo, commit in zip(self._sides(), pair, strict=True))
-        assert (expected.message, dict(expected.metadata)) == (found.message, dict(found.metadata))
+        assert expected.message == found.message
+        # What speaks of ids and users differs between the sides.
+        assert [(name, name in PRIVATE or value) for name, value in sorted(expected.metadata.items())] == [
+            (name, name in PRIVATE or value) for name, value in sorted(found.metadata.items())
+        ]
         numbers = [tuple(made[side] for made in self.made) for side in (0, 1)]
         assert [numbers[0].index(parent) for parent in expected.parents] == [
             numbers[1].index(parent) for parent in found.parents
@@ -138,12 +144,38 @@ class RepositoryMachine(RuleBasedStateMachine):
     def write(self, branch: str, edit: dict[str, bytes | None], plain: bool) -> None:
         content_type = "text/plain" if plain else "application/octet-stream"
         for key, data in edit.items():
+            if key in self.written[branch]:
+                continue
+            self.put[branch].add(key)
             if data is None:
                 self._both(lambda repo, _, key=key: repo.delete(branch, [key]))  # type: ignore[misc]
             else:
-                salt = key.encode() if self.salted else b""
-                put = {"key": key, "data": salt + data, "content_type": content_type}
+                put = {"key": key, "data": self._salt(key) + data, "content_type": content_type}
                 self._both(lambda repo, _, put=put: repo.put(branch, **put).size)  # type: ignore[misc]
+
+    def _salt(self, key: str) -> bytes:
+        return key.encode() if self.salted else b""
+
+    @rule(branch=branches, key=files, data=st.one_of(st.none(), values), wide=st.booleans())
+    def write_a_file(self, branch: str, key: str, data: bytes | None, wide: bool) -> None:
+        """Write or remove a file in the branch's folder; what the model, and a server, have instead is a put."""
+        if not self.folders:
+            self.write(branch, {key: data}, False)
+        elif key not in self.put[branch]:
+            parts = key.split("/")
+            prefix = "/".join(parts[: 1 if wide else 2]) + "/"
+
+            def act(repo: Repository, side: int) -> None:
+                if side == 0:
+                    repo.delete(branch, [key]) if data is None else repo.put(branch, key, data)
+                else:
+                    write_file(repo.workspace(branch, prefix).path / key.removeprefix(prefix), data)
+
+            if self._both(act) is not None:
+                self.written[branch].add(key)
+
+    def _settled(self, branch: str) -> None:
+        self.put[branch], self.written[branch] = set(), set()
 
     @rule(target=commits, branch=branches, edit=edits, allow_empty=st.booleans())
     def save(self, branch: str, edit: dict[str, bytes | None], allow_empty: bool) -> Any:
@@ -153,21 +185,22 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule(target=commits, branch=branches, allow_empty=st.booleans())
     def commit(self, branch: str, allow_empty: bool) -> Any:
         metadata = {"n": str(len(self.made))}
-        return self._committed(
-            self._both(lambda repo, _: repo.commit(branch, "commit", metadata, allow_empty=allow_empty))
-        )
+        pair = self._both(lambda repo, _: repo.commit(branch, "commit", metadata, allow_empty=allow_empty))
+        if pair is not None:
+            self._settled(branch)
+        return self._committed(pair)
 
     @rule(branch=branches)
     def reset(self, branch: str) -> None:
-        self._both(lambda repo, _: repo.reset(branch))
+        if self._both(lambda repo, _: repo.reset(branch)) is not None:
+            self._settled(branch)
 
     @rule(target=commits, branch=branches, edit=edits, land=st.booleans())
     def session(self, branch: str, edit: dict[str, bytes | None], land: bool) -> Any:
         def work(repo: Repository, _: int) -> CommitId | None:
             with repo.session(branch, owner="machine") as session:
                 for key, data in edit.items():
-                    salt = key.encode() if self.salted else b""
-                    session.delete([key]) if data is None else session.put(key, salt + data)
+                    session.delete([key]) if data is None else session.put(key, self._salt(key) + data)
                 return session.commit("landed") if land else None
 
         pair = self._both(work)
@@ -188,7 +221,8 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(BRANCHES[2:]))
     def delete_branch(self, name: str) -> None:
-        self._both(lambda repo, _: repo.delete_branch(name))
+        if self._both(lambda repo, _: repo.delete_branch(name)) is not None:
+            self._settled(name)
 
     @rule(name=st.sampled_from(TAGS), source=st.one_of(branches, commits))
     def tag(self, name: str, source: str | int) -> None:
@@ -219,12 +253,21 @@ class RepositoryMachine(RuleBasedStateMachine):
 
         return self._committed(self._both(merge))
 
-    @rule(target=commits, pair=st.permutations(BRANCHES[:3]), edits=st.tuples(edits, edits), options=merge_options)
-    def clash(self, pair: list[str], edits: tuple[dict[str, bytes | None], ...], options: dict[str, Any]) -> Any:
-        """Change two branches and merge one into the other: the case that random steps seldom come to."""
+    @rule(
+        target=commits,
+        pair=st.permutations(BRANCHES[:3]),
+        edits=st.tuples(edits, edits),
+        options=merge_options,
+        pick=st.booleans(),
+    )
+    def clash(
+        self, pair: list[str], edits: tuple[dict[str, bytes | None], ...], options: dict[str, Any], pick: bool
+    ) -> Any:
+        """Change two branches and bring one into the other: the case that random steps seldom come to."""
         source, dest = pair[:2]
         saved = [self.save(branch, edit, True) for branch, edit in zip((source, dest), edits, strict=True)]
-        return multiple(*[n for n in (*saved, self.merge(source, dest, **options)) if isinstance(n, int)])
+        met = self.cherry_pick(dest, source, None, True) if pick else self.merge(source, dest, **options)
+        return multiple(*[n for n in (*saved, met) if isinstance(n, int)])
 
     def _one_merge_base(self, source: str | int, dest: str) -> bool:
         """Leave out the histories in which engines may choose different bases."""
@@ -232,7 +275,7 @@ class RepositoryMachine(RuleBasedStateMachine):
             left, right = self.model.resolve(self._named(source, 0)), self.model.resolve(dest)
         except LakeError:
             return True
-        return self.model.best_ancestors(left, right) == {_first_common(self.model, left, right)}
+        return one_merge_base(self.model, left, right)
 
     @rule(target=commits, branch=branches, undone=undoable, parent=st.sampled_from([None, 1, 1, 2]))
     def revert(self, branch: str, undone: str | int, parent: int | None) -> Any:
@@ -242,6 +285,24 @@ class RepositoryMachine(RuleBasedStateMachine):
                 lambda repo, side: repo.revert(branch, self._named(undone, side), parent=parent, message=message)
             )
         )
+
+    @rule(target=commits, branch=branches, picked=undoable, parent=st.sampled_from([None, 1, 1, 2]), own=st.booleans())
+    def cherry_pick(self, branch: str, picked: str | int, parent: int | None, own: bool) -> Any:
+        options: dict[str, Any] = {"message": "pick", "metadata": {"n": str(len(self.made))}} if own else {}
+        pair = self._both(
+            lambda repo, side: repo.cherry_pick(branch, self._named(picked, side), parent=parent, **options)
+        )
+        if pair is not None:
+            origins = [
+                repo.commit_info(commit).metadata[ORIGIN] for repo, commit in zip(self._sides(), pair, strict=True)
+            ]
+            assert tuple(origins) in self.made
+        return self._committed(pair)
+
+    @rule(branch=branches, ref=undoable)
+    def move(self, branch: str, ref: str | int) -> None:
+        pair = self._both(lambda repo, side: repo.reset_to(branch, self._named(ref, side)))
+        assert pair is None or pair in self.made
 
     # -- reading ------------------------------------------------------------------------------------------------
     @rule(base=st.one_of(branches, st.sampled_from(TAGS)), suffix=suffixes)
@@ -263,16 +324,21 @@ class RepositoryMachine(RuleBasedStateMachine):
         pair = self._both(lambda repo, _: list(kinds(repo.uncommitted(branch)).items()))
         if pair is not None:
             assert pair[0] == pair[1]
-            self._same_tree(branch, branch)
+            if not self.written[branch]:  # what is written in a folder shows at commit
+                self._same_tree(branch, branch)
 
     @rule(branch=branches, prefix=st.sampled_from(["", "a", "a/", "tables/"]), after=keys, limit=st.integers(1, 4))
     def look_at_a_part(self, branch: str, prefix: str, after: str, limit: int) -> None:
+        if self.written[branch]:
+            return
         pair = self._both(lambda repo, _: [entry.key for entry in repo.list(branch, prefix, after=after, limit=limit)])
         assert pair is None or pair[0] == pair[1]
 
-    @rule(branch=branches, first_parent=st.booleans())
-    def look_at_the_log(self, branch: str, first_parent: bool) -> None:
-        pair = self._both(lambda repo, _: [commit.id for commit in repo.log(branch, first_parent=first_parent)])
+    @rule(branch=branches, first_parent=st.booleans(), paths=paths)
+    def look_at_the_log(self, branch: str, first_parent: bool, paths: dict[str, Any]) -> None:
+        pair = self._both(
+            lambda repo, _: [commit.id for commit in repo.log(branch, first_parent=first_parent, **paths)]
+        )
         if pair is not None:
             known = dict(self.made)
             assert {known[commit] for commit in pair[0] if commit in known} <= set(pair[1])
@@ -304,26 +370,12 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.repo.close()
 
 
-def _first_common(model: MemoryRepository, left: CommitId, right: CommitId) -> CommitId:
-    """Find the base that lakeFS's search meets first: from the greatest generation down, marking parents."""
-    generation: dict[CommitId, int] = {}
-    for commit in reversed(list(model.log(left)) + list(model.log(right))):
-        generation[commit.id] = 1 + max((generation.get(parent, 0) for parent in commit.parents), default=0)
-    if left == right:
-        return left
-    reached = {left: 1, right: 2}
-    queue: list[tuple[int, CommitId]] = []
-    for commit_id in (left, right):
-        heappush(queue, (-generation[commit_id], commit_id))
-    while queue:
-        commit_id = heappop(queue)[1]
-        for parent in model.commit_info(commit_id).parents:
-            if parent not in reached:
-                heappush(queue, (-generation[parent], parent))
-            reached[parent] = reached.get(parent, 0) | reached[commit_id]
-            if reached[parent] == 3:
-                return parent
-    raise AssertionError("two commits of one repository have the first in common")
+def write_file(path: Path, data: bytes | None) -> None:
+    """Make `path` a new file with `data`, or none; never written in place: it may be a link to an object."""
+    path.unlink(missing_ok=True)
+    if data is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def run_machine(
@@ -335,6 +387,7 @@ def run_machine(
     derandomize: bool = True,
     shrink: bool = True,
     salted: bool = False,
+    folders: bool = False,
 ) -> None:
     """Run random histories against fresh repositories that `opener` makes, or raise `AssertionError`.
 
@@ -350,11 +403,14 @@ def run_machine(
         Look for the shortest history that shows a fault; this may take five minutes.
     salted : bool
         Give every key bytes of its own, for engines that equal bytes under two keys mislead.
+    folders : bool
+        The engine's workspaces are folders: write files in them too.
     """
     run_state_machine_as_test(
-        lambda: RepositoryMachine(opener, reopen, salted=salted),  # type: ignore[arg-type]  # any callable will do
+        lambda: RepositoryMachine(opener, reopen, salted=salted, folders=folders),  # type: ignore[arg-type]  # any callable will do
         settings=machine_settings(examples, steps, derandomize=derandomize, shrink=shrink),
     )
+
 
 
 def machine_settings(examples: int, steps: int, *, derandomize: bool = True, shrink: bool = True) -> settings:

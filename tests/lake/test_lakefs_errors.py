@@ -222,6 +222,8 @@ CALLS = {
     "merge": lambda repo: repo.merge("b", "main", "m"),
     "revert": lambda repo: repo.revert("main", "main"),
     "server_gate": lambda repo: [repo.server_gate().ran_for("0" * 64), repo.server_gate().refuses()],
+    "cherry_pick": lambda repo: repo.cherry_pick("main", "main"),
+    "reset_to": lambda repo: repo.reset_to("main", "main"),
 }
 
 
