@@ -158,17 +158,6 @@ class KeysContract:
         assert listed(prefix="zzz") == []
         assert listed(limit=99) == keys
 
-    @pytest.mark.slow
-    def test_a_listing_and_a_diff_longer_than_a_page_are_whole(self, repo: Repository) -> None:
-        keys = [f"k{number:05}" for number in range(1100)]
-        save(repo, "main", dict.fromkeys(keys, b""))
-        assert [entry.key for entry in repo.list("main")] == keys
-        assert [entry.key for entry in repo.list("main", after="k01000")] == keys[1001:]
-        assert list(kinds(repo.diff("main~1", "main"))) == keys
-        repo.delete("main", keys[:1050])
-        assert list(kinds(repo.uncommitted("main"))) == keys[:1050]
-        assert [entry.key for entry in repo.list("main")] == keys[1050:]
-
     # -- staging ------------------------------------------------------------------------------------------------
     def test_a_branch_name_shows_what_is_staged_and_everything_else_the_head(self, repo: Repository) -> None:
         head = save(repo, "main", {"kept": b"1", "gone": b"1", "new": b"old"})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tensorstore as ts
 
-from lake.errors import BadInput, ConflictError, ProtectedBranch, RefNotFound, UnrepresentableKey
+from lake.errors import BadInput, ConflictError, DirtyBranch, ProtectedBranch, RefNotFound, UnrepresentableKey
 from lake.location import Location
 from lake.repository import Repository
 from lake.testing.trees import kinds, save, stage, tree
@@ -238,6 +238,21 @@ class LocationContract:
         write_file(place, "z", b"main")
         repo.commit("main", "on top")
         assert tree(repo, "main") == {"v/new": b"side", "v/x": b"side", "v/z": b"main"}
+
+    def test_a_workspace_follows_a_branch_that_was_moved(self, repo: Repository) -> None:
+        first = save(repo, "main", {"volumes/em/a": b"1", "volumes/em/gone": b"1"})
+        second = save(repo, "main", {"volumes/em/a": b"2", "volumes/em/b": b"2", "volumes/em/gone": None})
+        repo.workspace("main", "volumes/em/")
+        for commit in (first, second, first):
+            repo.reset_to("main", commit)
+            place, there = repo.workspace("main", "volumes/em/"), tree(repo, commit)
+            for name in ("a", "b", "gone"):
+                assert read_file(place, name) == there.get(f"volumes/em/{name}")
+        write_file(place, "c", b"3")
+        with pytest.raises(DirtyBranch):
+            repo.reset_to("main", second)
+        repo.commit("main", "on top of the first")
+        assert tree(repo, "main") == {**tree(repo, first), "volumes/em/c": b"3"}
 
     def test_a_protected_branch_has_no_workspace(self, repo: Repository) -> None:
         repo.protect("main")

@@ -101,14 +101,16 @@ class MergeContract:
             repo.merge("side", "main", "merge")
         assert caught.value.keys == tuple(TORN)
 
+    @pytest.mark.parametrize("squash", [False, True])
     @pytest.mark.parametrize(("strategy", "column"), [("source-wins", "source_wins"), ("dest-wins", "dest_wins")])
     def test_a_strategy_decides_conflicts_and_nothing_else(
-        self, repo: Repository, strategy: Strategy, column: str
+        self, repo: Repository, strategy: Strategy, column: str, squash: bool
     ) -> None:
         rows = {**CLEAN, **TORN}
         _lay_out(repo, rows)
-        merged = repo.merge("side", "main", "merge", strategy=strategy)
+        merged = repo.merge("side", "main", "merge", strategy=strategy, squash=squash)
         assert tree(repo, merged) == _expected(rows, column)
+        assert len(repo.commit_info(merged).parents) == (1 if squash else 2)
 
     def test_equal_bytes_under_neighbouring_keys_are_merged_each_for_itself(self, repo: Repository) -> None:
         # A lakeFS 1.84 server, left to itself, loses `b` here: once one side has no more keys, its merge compares

@@ -221,6 +221,23 @@ class UnitsContract:
         repo.merge("cand", "main", "release again")
         assert tree(repo, "main") == {"anchor": b"", "late": b"3"}, "the trap: only the new object arrives"
 
+    def test_a_rolled_back_squash_is_released_again_whole(self, repo: Repository) -> None:
+        save(repo, "main", {"anchor": b""})
+        fork(repo, "cand", {"a": b"1", "volumes/v/1": b"2"})
+        released = repo.merge("cand", "main", "release", squash=True)
+        repo.revert("main", released)
+        assert tree(repo, "main") == {"anchor": b""}
+        repo.merge("cand", "main", "release again", squash=True)
+        assert list(repo.diff(released, "main")) == [], "no merge base lies beyond the rollback: there is no trap"
+
+    def test_main_merged_into_a_rolled_back_branch_takes_the_work_away(self, repo: Repository) -> None:
+        save(repo, "main", {"anchor": b""})
+        work = fork(repo, "cand", {"a": b"1", "volumes/v/1": b"2"})
+        repo.revert("main", repo.merge("cand", "main", "release"), parent=1)
+        repo.merge("main", "cand", "refresh")
+        assert tree(repo, "cand") == {"anchor": b""}
+        assert tree(repo, work) == {"a": b"1", "anchor": b"", "volumes/v/1": b"2"}
+
     def test_reverting_the_revert_on_a_fresh_branch_releases_all_of_it_again(self, repo: Repository) -> None:
         save(repo, "main", {"before": b"1", "tables/t/0": b"0"})
         fork(repo, "cand", {"a": b"1", "tables/t/1": b"1", "tables/t/0": None})

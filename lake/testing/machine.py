@@ -7,7 +7,6 @@
                     examples=40, steps=50)
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
-    RuleBasedStateMachine,
     initialize,
-    invariant,
     multiple,
     rule,
     run_state_machine_as_test,
 )
 
-from lake.errors import ConflictError, LakeError
-from lake.replay import COMMITTER, ORIGIN
+from lake.errors import LakeError, RefNotFound
+from lake.replay import ORIGIN
 from lake.repository import CommitId, Repository
 from lake.testing.bases import one_merge_base
 from lake.testing.draws import (
@@ -39,95 +36,15 @@ from lake.testing.draws import (
     suffixes,
     values,
 )
-from lake.testing.memory import MemoryRepository
+from lake.testing.sides import Collector, Opener, Reopener, Sides
 from lake.testing.trees import kinds
 
-PRIVATE = {ORIGIN, COMMITTER, "session"}
 
-Opener = Callable[[], Repository]
-Reopener = Callable[[Repository], Repository]
-
-
-class RepositoryMachine(RuleBasedStateMachine):
-    """Drives a repository and the model through the same steps.
-
-    Commit ids differ between the two, so a commit is spoken of by its number in the order of making.
-    """
+class RepositoryMachine(Sides):
+    """Drives a repository and the model through the same steps."""
 
     commits = Bundle("commits")
     undoable = st.one_of(commits, st.sampled_from(["main", "main", "one", "two", "main~1", "one~1", "two~2"]))
-
-    def __init__(
-        self, opener: Opener, reopener: Reopener | None = None, *, salted: bool = False, folders: bool = False
-    ) -> None:
-        super().__init__()
-        self.salted = salted
-        self.folders = folders
-        self.model = MemoryRepository()
-        self.repo = opener()
-        self.reopener = reopener
-        self.made: list[tuple[CommitId, CommitId]] = []
-        self.turn = 0
-        # A key both put and written in a workspace is a conflict that the model does not know: never both.
-        self.put: dict[str, set[str]] = {name: set() for name in BRANCHES}
-        self.written: dict[str, set[str]] = {name: set() for name in BRANCHES}
-
-    # -- the two sides ------------------------------------------------------------------------------------------
-    def _both(self, call: Callable[[Repository, int], Any]) -> tuple[Any, Any] | None:
-        """Do the same on both sides; the two results, or None if both raised the same error."""
-        results = [self._outcome(call, side) for side in (0, 1)]
-        expected, found = results
-        if isinstance(expected, LakeError) or isinstance(found, LakeError):
-            assert type(expected) is type(found), f"the model: {expected!r}; the engine: {found!r}"
-        if not isinstance(expected, LakeError):
-            return expected, found
-        if isinstance(expected, ConflictError):
-            assert (expected.units, expected.keys) == (found.units, found.keys)
-        return None
-
-    def _outcome(self, call: Callable[[Repository, int], Any], side: int) -> Any:
-        try:
-            result = call(self._sides()[side], side)
-            return list(result) if isinstance(result, Iterator) else result
-        except LakeError as error:
-            return error
-
-    def _sides(self) -> tuple[Repository, Repository]:
-        return self.model, self.repo
-
-    def _committed(self, pair: tuple[Any, Any] | None) -> Any:
-        """Note a new commit: equal parents, message and tree on both sides."""
-        if pair is None:
-            return multiple()
-        if pair in self.made:
-            return multiple()
-        expected, found = (repo.commit_info(commit) for repo, commit in zip(self._sides(), pair, strict=True))
-        assert expected.message == found.message
-        # What speaks of ids and users differs between the sides.
-        assert [(name, name in PRIVATE or value) for name, value in sorted(expected.metadata.items())] == [
-            (name, name in PRIVATE or value) for name, value in sorted(found.metadata.items())
-        ]
-        numbers = [tuple(made[side] for made in self.made) for side in (0, 1)]
-        assert [numbers[0].index(parent) for parent in expected.parents] == [
-            numbers[1].index(parent) for parent in found.parents
-        ]
-        self.made.append(pair)
-        self._same_tree(*pair)
-        return len(self.made) - 1
-
-    def _same_tree(self, expected: str, found: str) -> None:
-        sides = [
-            [
-                (entry.key, entry.size, entry.content_type, tuple(entry.metadata.items()), repo.get(ref, entry.key))
-                for entry in repo.list(ref)
-            ]
-            for repo, ref in zip(self._sides(), (expected, found), strict=True)
-        ]
-        assert sides[0] == sides[1], f"{found} does not read as it was written"
-
-    def _named(self, ref: str | int, side: int) -> str:
-        """Say a commit by its id on this side; anything else by name."""
-        return self.made[ref][side] if isinstance(ref, int) else ref
 
     # -- writing ------------------------------------------------------------------------------------------------
     @initialize(target=commits, edit=edits)
@@ -210,9 +127,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         expected, found = (repo.commit_info(commit) for repo, commit in zip(self._sides(), pair, strict=True))
         assert (expected.message, list(expected.metadata)) == (found.message, list(found.metadata))
         assert (expected.parents[0], found.parents[0]) in self.made
-        self.made.append(pair)
-        self._same_tree(*pair)
-        return len(self.made) - 1
+        return self._noted(pair)
 
     # -- refs ---------------------------------------------------------------------------------------------------
     @rule(name=branches, source=st.one_of(branches, commits))
@@ -346,28 +261,26 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        if self.reopener is not None:
-            self.repo = self.reopener(self.repo)
+        self._reopen()
 
-    # -- what must always hold ----------------------------------------------------------------------------------
-    @invariant()
-    def refs_agree(self) -> None:
-        for expected, found in ((self.model.branches(), self.repo.branches()), (self.model.tags(), self.repo.tags())):
-            assert list(expected) == list(found)
-            assert not self.made or all((expected[name], found[name]) in self.made for name in expected)
-
-    @invariant()
-    def an_old_commit_reads_as_ever(self) -> None:
-        if self.made:
-            self.turn = (self.turn + 1) % len(self.made)
-            self._same_tree(*self.made[self.turn])
-
-    def teardown(self) -> None:
-        """Read every commit once more, through a fresh handle where there is one."""
-        self.reopen()
+    @rule()
+    def collect_garbage(self) -> None:
+        """What a branch or tag holds must stay; of the rest the model keeps what the engine still needs."""
+        if self.collector is None:
+            return
+        self.collector(self.repo)
+        needed = {commit.id for name in (*self.model.branches(), *self.model.tags()) for commit in self.model.log(name)}
         for pair in self.made:
-            self._same_tree(*pair)
-        self.repo.close()
+            if pair[0] not in needed and pair not in self.collected and self._is_gone(pair[1]):
+                self.model.forget(pair[0])
+                self.collected.add(pair)
+
+    def _is_gone(self, commit: CommitId) -> bool:
+        try:
+            self.repo.resolve(commit)
+        except RefNotFound:
+            return True
+        return False
 
 
 def write_file(path: Path, data: bytes | None) -> None:
@@ -382,6 +295,7 @@ def run_machine(
     opener: Opener,
     *,
     reopen: Reopener | None = None,
+    collect: Collector | None = None,
     examples: int,
     steps: int,
     derandomize: bool = True,
@@ -395,6 +309,8 @@ def run_machine(
     ----------
     reopen : callable
         Gives a fresh handle on the repository of the handle it takes.
+    collect : callable
+        Collects the garbage of the handle it takes, without a grace period.
     examples, steps : int
         Number of histories, and of steps in each.
     derandomize : bool
@@ -407,7 +323,7 @@ def run_machine(
         The engine's workspaces are folders: write files in them too.
     """
     run_state_machine_as_test(
-        lambda: RepositoryMachine(opener, reopen, salted=salted, folders=folders),  # type: ignore[arg-type]  # any callable will do
+        lambda: RepositoryMachine(opener, reopen, collect, salted=salted, folders=folders),  # type: ignore[arg-type]  # any callable will do
         settings=machine_settings(examples, steps, derandomize=derandomize, shrink=shrink),
     )
 

@@ -226,6 +226,11 @@ class MemoryRepository(Handle):
         self._staging[branch] = {}
         return self._branches[branch]
 
+    def forget(self, commit: CommitId) -> None:
+        """Drop a commit that nothing holds, as an engine's collector may."""
+        with self._guard:
+            del self._commits[commit], self._trees[commit]
+
     def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
         with self._guard:
             return iter(threeway.two_way(self._trees[self._head(branch)], self._staged(branch), prefix))

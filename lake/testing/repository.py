@@ -16,6 +16,7 @@ from lake.testing.contract_history import HistoryContract
 from lake.testing.contract_keys import KeysContract
 from lake.testing.contract_locations import LocationContract
 from lake.testing.contract_merge import MergeContract
+from lake.testing.contract_paging import PagingContract
 from lake.testing.contract_refs import RefsContract
 from lake.testing.contract_sessions import SessionsContract
 from lake.testing.contract_takeover import TakeoverContract
@@ -25,6 +26,13 @@ __all__ = ["LocationContract", "RepositoryContract"]
 
 
 class RepositoryContract(
-    RefsContract, KeysContract, MergeContract, UnitsContract, HistoryContract, SessionsContract, TakeoverContract
+    RefsContract,
+    KeysContract,
+    PagingContract,
+    MergeContract,
+    UnitsContract,
+    HistoryContract,
+    SessionsContract,
+    TakeoverContract,
 ):
     """Refs, objects, merges, units, histories and sessions: all that needs no file system."""

@@ -17,6 +17,10 @@ def open_again(repo):
     return EmbeddedRepository.open(repo.root)
 
 
+def collect(repo):
+    return repo.collect_garbage(grace_s=0)
+
+
 class TestEmbeddedRepository(RepositoryContract, LocationContract):
     @pytest.fixture
     def repo(self, tmp_path):
@@ -36,17 +40,17 @@ def opener(tmp_path, monkeypatch):
 
 
 def test_short_random_histories_agree_with_the_model(opener):
-    run_machine(opener, reopen=open_again, folders=True, examples=4, steps=25)
+    run_machine(opener, reopen=open_again, collect=collect, folders=True, examples=4, steps=25)
 
 
 @pytest.mark.slow
 def test_two_thousand_steps_of_random_history_agree_with_the_model(opener):
-    run_machine(opener, reopen=open_again, folders=True, examples=40, steps=50)
+    run_machine(opener, reopen=open_again, collect=collect, folders=True, examples=40, steps=50)
 
 
 @pytest.mark.soak
 def test_twenty_thousand_steps_of_random_history_agree_with_the_model(opener):
-    run_machine(opener, reopen=open_again, folders=True, examples=200, steps=100, derandomize=False)
+    run_machine(opener, reopen=open_again, collect=collect, folders=True, examples=200, steps=100, derandomize=False)
 
 
 # -- workspaces against the model: a file written is a put, a file removed a delete ------------------------------------

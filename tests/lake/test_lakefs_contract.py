@@ -57,14 +57,28 @@ class TellsKeysApart(LakeFSRepository):
         return replace(entry, size=entry.size - len(entry.key.encode()))
 
 
-def test_random_histories_agree_with_the_model(lakefs_server):
-    run_machine(
-        lambda: TellsKeysApart.create(lakefs_server.location(f"m-{uuid.uuid4().hex[:12]}")),
-        reopen=lambda repo: TellsKeysApart.open(repo.location),
-        examples=6,
-        steps=50,
-        shrink=False,
-    )
+@pytest.fixture
+def history(lakefs_server):
+    """Give a function that runs random histories, each in a new repository."""
+
+    def run(**options):
+        run_machine(
+            lambda: TellsKeysApart.create(lakefs_server.location(f"m-{uuid.uuid4().hex[:12]}")),
+            reopen=lambda repo: TellsKeysApart.open(repo.location),
+            shrink=False,
+            **options,
+        )
+
+    return run
+
+
+def test_random_histories_agree_with_the_model(history):
+    history(examples=6, steps=50)
+
+
+@pytest.mark.soak
+def test_two_thousand_steps_of_random_history_agree_with_the_model(history):
+    history(examples=40, steps=50, derandomize=False)
 
 
 KEYS = ["a", "b", "c", "d/1", "d/2", "e", "tables/t/0", "tables/t/1", "volumes/v/0", "z"]
