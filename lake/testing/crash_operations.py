@@ -191,6 +191,30 @@ class Revert(OnMain):
         between(content(repo, "main"), OLD, self._made(landed))
 
 
+class CherryPick(OnMain):
+    """Every round commits on one branch, picks that commit on the other, and moves the first one on to the second."""
+
+    def round(self, repo: Repository, number: int) -> None:
+        if repo.commit_info("side").message != f"side {number}":
+            repo.put("side", f"side/{number % 3}", data(number))
+            repo.commit("side", f"side {number}")
+        repo.cherry_pick("main", "side", message=f"round {number}", metadata={"round": f"{number}"})
+        repo.reset_to("side", "main")
+
+    def tree(self, landed: int) -> dict[str, bytes]:
+        return {**OLD, **{f"side/{n % 3}": data(n) for n in range(landed)}}
+
+    def check_committed(self, repo: Repository, landed: int) -> None:
+        super().check_committed(repo, landed)
+        assert content(repo, "side@") in (self.tree(landed), self.tree(landed + 1))
+
+    def check_clean(self, repo: Repository, landed: int) -> None:
+        super().check_clean(repo, landed)
+        if landed:
+            origin = repo.commit_info("main").metadata["cherry-pick-origin"]
+            assert repo.commit_info(origin).message == f"side {landed - 1}"
+
+
 class Tag(OnMain):
     """Every round makes a commit and tags it."""
 
@@ -316,9 +340,10 @@ OPERATIONS: Mapping[str, Operation] = {
     "workspace": Workspace(),
     "merge": Merge(),
     "revert": Revert(),
+    "cherry-pick": CherryPick(),
     "tag": Tag(),
     "reset": Reset(),
     "branch": Branch(),
     "gc": Collect(),
 }
-ON_A_SERVER = ("put", "commit", "merge", "revert", "tag")
+ON_A_SERVER = ("put", "commit", "merge", "revert", "cherry-pick", "tag")

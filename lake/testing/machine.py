@@ -39,6 +39,8 @@ from lake.testing.draws import (
 from lake.testing.sides import Collector, Opener, Reopener, Sides
 from lake.testing.trees import kinds
 
+PLAIN = "application/octet-stream"
+
 
 class RepositoryMachine(Sides):
     """Drives a repository and the model through the same steps."""
@@ -83,8 +85,13 @@ class RepositoryMachine(Sides):
             prefix = "/".join(parts[: 1 if wide else 2]) + "/"
 
             def act(repo: Repository, side: int) -> None:
-                if side == 0:
-                    repo.delete(branch, [key]) if data is None else repo.put(branch, key, data)
+                if side == 0 and data is None:
+                    repo.delete(branch, [key])
+                elif side == 0:
+                    # A file with the bytes that the object has is no change: it keeps the object's content type.
+                    there = [entry for entry in repo.list(f"{branch}@", key) if entry.key == key]
+                    same = [entry.content_type for entry in there if repo.get(f"{branch}@", key) == data]
+                    repo.put(branch, key, data, content_type=same[0] if same else PLAIN)
                 else:
                     write_file(repo.workspace(branch, prefix).path / key.removeprefix(prefix), data)
 
@@ -302,8 +309,10 @@ def run_machine(
     shrink: bool = True,
     salted: bool = False,
     folders: bool = False,
-) -> None:
+) -> int:
     """Run random histories against fresh repositories that `opener` makes, or raise `AssertionError`.
+
+    Gives the number of steps taken: fewer than `examples` times `steps`, since some histories end early.
 
     Parameters
     ----------
@@ -322,11 +331,16 @@ def run_machine(
     folders : bool
         The engine's workspaces are folders: write files in them too.
     """
+    taken: list[int] = []
+
+    def fresh() -> RepositoryMachine:
+        return RepositoryMachine(opener, reopen, collect, salted=salted, folders=folders, report=taken.append)
+
     run_state_machine_as_test(
-        lambda: RepositoryMachine(opener, reopen, collect, salted=salted, folders=folders),  # type: ignore[arg-type]  # any callable will do
+        fresh,  # type: ignore[arg-type]  # any callable will do
         settings=machine_settings(examples, steps, derandomize=derandomize, shrink=shrink),
     )
-
+    return sum(taken)
 
 
 def machine_settings(examples: int, steps: int, *, derandomize: bool = True, shrink: bool = True) -> settings:

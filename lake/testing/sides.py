@@ -32,8 +32,11 @@ class Sides(RuleBasedStateMachine):
         *,
         salted: bool = False,
         folders: bool = False,
+        report: Callable[[int], object] = lambda steps: None,
     ) -> None:
         super().__init__()
+        self.report = report
+        self.steps = -1  # the invariants are looked at before the first step too
         self.salted = salted
         self.folders = folders
         self.model = MemoryRepository()
@@ -113,6 +116,7 @@ class Sides(RuleBasedStateMachine):
     # -- what must always hold ----------------------------------------------------------------------------------
     @invariant()
     def refs_agree(self) -> None:
+        self.steps += 1
         for expected, found in ((self.model.branches(), self.repo.branches()), (self.model.tags(), self.repo.tags())):
             assert list(expected) == list(found)
             assert not self.made or all((expected[name], found[name]) in self.made for name in expected)
@@ -131,3 +135,4 @@ class Sides(RuleBasedStateMachine):
             if pair not in self.collected:
                 self._same_tree(*pair)
         self.repo.close()
+        self.report(self.steps)

@@ -50,7 +50,10 @@ def test_two_thousand_steps_of_random_history_agree_with_the_model(opener):
 
 @pytest.mark.soak
 def test_twenty_thousand_steps_of_random_history_agree_with_the_model(opener):
-    run_machine(opener, reopen=open_again, collect=collect, folders=True, examples=200, steps=100, derandomize=False)
+    options = {"reopen": open_again, "collect": collect, "folders": True, "derandomize": False}
+    steps = 0
+    while steps < 20_000:
+        steps += run_machine(opener, examples=50, steps=100, **options)
 
 
 # -- workspaces against the model: a file written is a put, a file removed a delete ------------------------------------

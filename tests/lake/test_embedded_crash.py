@@ -16,7 +16,17 @@ TABLE = crash_operations.__file__
 OPERATIONS = crash_operations.OPERATIONS
 CREATE = "import sys, lake; print('ready'); lake.create(sys.argv[1]); print('done')"
 # How many kinds of points each passes at least; a tag is one transaction, there is no step to kill it at.
-LEAST_POINTS = {"put": 4, "commit": 9, "workspace": 12, "merge": 6, "revert": 6, "reset": 3, "branch": 4, "gc": 14}
+LEAST_POINTS = {
+    "put": 4,
+    "commit": 9,
+    "workspace": 12,
+    "merge": 6,
+    "revert": 6,
+    "cherry-pick": 8,
+    "reset": 3,
+    "branch": 4,
+    "gc": 14,
+}
 
 
 @pytest.fixture

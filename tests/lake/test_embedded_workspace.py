@@ -21,6 +21,7 @@ from lake.errors import (
     UnrepresentableKey,
 )
 from lake.repository import Change
+from lake.testing.trees import save
 
 BIG = os.urandom(100_000)
 
@@ -411,3 +412,17 @@ def test_a_seal_keeps_the_second_in_which_a_file_was_written(repo, folder):
     repo.commit("main", "second")
     assert int(os.stat(stored(repo, "v/huge")).st_mtime) == 1_700_000_000
     assert abs(os.stat(stored(repo, "v/small")).st_mtime - time.time()) < 100
+
+
+def test_a_file_written_with_the_bytes_of_its_object_keeps_the_content_type(repo):
+    repo.put("main", "tables/t/0", b"1", content_type="text/plain", metadata={"n": "1"})
+    commit = repo.commit("main", "typed")
+    path = repo.workspace("main", "tables/t/").path / "0"
+    for data in (b"2", b"1"):
+        path.unlink()
+        path.write_bytes(data)
+    assert list(repo.uncommitted("main")) == []
+    repo.create_branch("side", "main")
+    picked = save(repo, "side", {"a": b"1"})
+    repo.cherry_pick("main", picked)
+    assert repo.stat("main", "tables/t/0") == repo.stat(commit, "tables/t/0")

@@ -62,7 +62,7 @@ def history(lakefs_server):
     """Give a function that runs random histories, each in a new repository."""
 
     def run(**options):
-        run_machine(
+        return run_machine(
             lambda: TellsKeysApart.create(lakefs_server.location(f"m-{uuid.uuid4().hex[:12]}")),
             reopen=lambda repo: TellsKeysApart.open(repo.location),
             shrink=False,
@@ -78,7 +78,9 @@ def test_random_histories_agree_with_the_model(history):
 
 @pytest.mark.soak
 def test_two_thousand_steps_of_random_history_agree_with_the_model(history):
-    history(examples=40, steps=50, derandomize=False)
+    steps = 0
+    while steps < 2_000:
+        steps += history(examples=10, steps=50, derandomize=False)
 
 
 KEYS = ["a", "b", "c", "d/1", "d/2", "e", "tables/t/0", "tables/t/1", "volumes/v/0", "z"]
