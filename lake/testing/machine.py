@@ -85,15 +85,15 @@ class RepositoryMachine(Sides):
             prefix = "/".join(parts[: 1 if wide else 2]) + "/"
 
             def act(repo: Repository, side: int) -> None:
-                if side == 0 and data is None:
+                if side:
+                    write_file(repo.workspace(branch, prefix).path / key.removeprefix(prefix), data)
+                elif data is None:
                     repo.delete(branch, [key])
-                elif side == 0:
+                else:
                     # A file with the bytes that the object has is no change: it keeps the object's content type.
                     there = [entry for entry in repo.list(f"{branch}@", key) if entry.key == key]
                     same = [entry.content_type for entry in there if repo.get(f"{branch}@", key) == data]
                     repo.put(branch, key, data, content_type=same[0] if same else PLAIN)
-                else:
-                    write_file(repo.workspace(branch, prefix).path / key.removeprefix(prefix), data)
 
             if self._both(act) is not None:
                 self.written[branch].add(key)
