@@ -40,7 +40,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 soak: $(VENV)/.installed-dev        ## long crash, history and training runs: hours
-	$(PYTEST) -m soak
+	$(PYTEST) -m soak -rP -o faulthandler_timeout=0
 
 bench: $(VENV)/.installed-dev       ## ratios against named baselines; run on an idle machine
 	$(PYTEST) -m bench -s

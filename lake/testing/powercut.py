@@ -28,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lake.testing.losses import File, Folder, Loss
-from lake.testing.tracing import Event
+from lake.testing.tracing import Event, unquoted
 
 #: Calls that would change files in a way that is not modelled: none may succeed inside the folder.
-UNKNOWN = {"writev", "pwritev", "pwritev2", "copy_file_range", "sendfile", "splice", "symlink", "symlinkat", "sync"}
+UNKNOWN = {"pwritev", "pwritev2", "copy_file_range", "sendfile", "splice", "symlink", "symlinkat", "sync"}
 _TIME = re.compile(r"tv_sec=(\d+), tv_nsec=(\d+)")
+_PART = re.compile(r'iov_base=("[^"]*")')
 _MEMORY = "-shm"
 
 
@@ -194,6 +195,9 @@ class Disk:
         opened.node.change((offset, data[: event.result]))
         opened.offset = offset + event.result
         return True
+
+    def _writev(self, event: Event, fd: str, parts: str, _count: str) -> bool:
+        return self._write(event, fd, b"".join(unquoted(part) for part in _PART.findall(parts)), _count)
 
     def _pwrite(self, event: Event, fd: str, data: bytes, _count: str, offset: str) -> bool:
         node = self._file(fd)

@@ -76,7 +76,10 @@ def _split(text: str) -> list[str]:
 
 
 def _argument(text: str) -> str | bytes:
-    if text.startswith('"'):
-        assert text.endswith('"'), "strace cut a string short"
-        return bytes.fromhex(text[1:-1].replace("\\x", ""))
-    return text
+    return unquoted(text) if text.startswith('"') else text
+
+
+def unquoted(text: str) -> bytes:
+    """Give the bytes of a string as strace writes them in hexadecimal."""
+    assert text.endswith('"'), "strace cut a string short"
+    return bytes.fromhex(text[1:-1].replace("\\x", ""))

@@ -20,7 +20,7 @@ import lake
 from lake.engines.embedded import files
 from lake.errors import CorruptObject
 from lake.testing import crash_operations
-from lake.testing.crash import OPENS_WITHIN_S, check_whole, working
+from lake.testing.crash import OPENS_WITHIN_S, check_whole, python, working
 from lake.testing.powercut import Disk, File
 from lake.testing.tracing import can_record, record
 
@@ -152,3 +152,30 @@ def test_a_sync_that_is_left_out_is_found(recorded, new_boot, tmp_path):
     disk.rebuild(tmp_path / "cut", random.Random(1), "most")
     with pytest.raises(AssertionError, match="3 acknowledged, 0 there"):
         check_after_cut("commit", tmp_path / "cut", acknowledged(disk))
+
+
+def test_a_repository_that_was_made_survives_a_power_cut(new_boot, tmp_path):
+    (tmp_path / "before").mkdir()
+    (tmp_path / "here").mkdir()
+    code = "import sys, lake; print('ready'); lake.create(sys.argv[1]); print('done')"
+    events = record(python(code, tmp_path / "here" / "repo"))
+    disk = Disk(tmp_path / "before", tmp_path / "here")
+    rng = random.Random(2)
+    total = sum(1 for _ in cuts(events, Disk(tmp_path / "before", tmp_path / "here"), lambda number: True))
+    chosen = {*rng.sample(range(1, total), 5), *range(total - 5, total + 1)}
+    opened = 0
+    for number in cuts(events, disk, chosen.__contains__):
+        target = tmp_path / "cut"
+        disk.rebuild(target, rng, "most" if number == total else "random")
+        if not (target / "repo").exists():
+            assert not acknowledged(disk)
+            lake.create(target / "repo").close()
+        repo = lake.open(target / "repo")
+        repo.put("main", "a", b"1")
+        repo.commit("main", "first")
+        check_whole(repo)
+        repo.close()
+        opened += 1
+        shutil.rmtree(target)
+    assert acknowledged(disk) == 1
+    assert opened == len(chosen)

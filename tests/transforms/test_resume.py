@@ -82,15 +82,20 @@ def finished_blocks(repo):
     return len({key for key in keys if "/blocks/" in key})
 
 
-def go_on(case, folder):
-    """Run again after a kill; give the report and how many blocks the killed run had finished."""
+def go_on(case, folder, *, opened=True):
+    """Run again after a kill; give the report and how many blocks the killed run had finished.
+
+    A run that was killed before its session was `opened` may leave an empty hidden branch that is no session's.
+    """
     repo = lake.open(folder)
     before = finished_blocks(repo)
     report = run(repo, toy_pipeline("label", paint={"shape": [8, 8, 16]}), "work")
     assert report.merkle_root == case.root
     assert contents(repo) == case.digests
-    assert repo.branches("session-") == {}
-    assert repo.tags("lock.") == {}
+    if opened:
+        assert repo.branches("session-") == {}
+        assert repo.tags("lock.") == {}
+    crash.check_sessions_swept(repo)
     again = run(repo, toy_pipeline("label", paint={"shape": [8, 8, 16]}), "work")
     assert (again.state, again.merkle_root) == ("unchanged", case.root)
     with repo.snapshot("work") as snapshot:
@@ -157,7 +162,7 @@ def check_moments(case, tmp_path, count, executor):
         shutil.copytree(case.folder, folder)
         ended = crash.run(case.command(folder, executor), kill_after_s=moment)
         killed += ended.killed
-        report, before = go_on(case, folder)
+        report, before = go_on(case, folder, opened=False)
         if report.state == "complete":
             # A worker may have been writing when the parent died: what was recorded counts, no more and no less.
             assert report.taken_over == before
