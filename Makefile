@@ -8,7 +8,7 @@ export EMLAKE_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-slow lint types soak bench clean
+.PHONY: demo test test-all test-slow lint types soak bench fossil clean
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "emlake needs Python 3.11 or newer")'
@@ -44,6 +44,9 @@ soak: $(VENV)/.installed-dev        ## long crash, history and training runs: ho
 
 bench: $(VENV)/.installed-dev       ## ratios against named baselines; run on an idle machine
 	$(PYTEST) -m bench -s
+
+fossil: $(VENV)/.installed-dev      ## keep a tiny repository of the present format for ever; once per format
+	EMLAKE_WRITE_FOSSIL=1 $(PYTEST) tests/releases/test_fossils.py -k the_fossil_of_the_present_format
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -44,10 +44,7 @@ def make_repository(root: Path) -> None:
 def _lay_out(root: Path) -> None:
     """Write the files of an empty repository and put them on the disk."""
     root.mkdir()
-    for name in ("tmp", "locks", "incoming", "views", "workspaces"):
-        (root / name).mkdir()
-    Store.make(root / "objects")
-    Store.make(root / "manifests")
+    make_folders(root)
     scratch = Scratch(root / "tmp")
     tree = Trees(Store(root / "manifests", scratch)).empty()
     scratch.close()
@@ -65,6 +62,14 @@ def _lay_out(root: Path) -> None:
 def marker_text(version: int) -> str:
     """Write what the marker of a repository of this format says."""
     return json.dumps({"engine": "embedded", "format": version}) + "\n"
+
+
+def make_folders(root: Path) -> None:
+    """Make the folders that are not there: git, and many a copying program, leave empty ones out."""
+    for name in ("tmp", "locks", "incoming", "views", "workspaces"):
+        (root / name).mkdir(exist_ok=True)
+    for name in ("objects", "manifests"):
+        Store.make(root / name)
 
 
 def check_openable(root: Path) -> None:
@@ -88,3 +93,4 @@ def check_openable(root: Path) -> None:
     check_file_system(root)
     if not (root / DATABASE).is_file():
         raise RepositoryNotFound(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")
+    make_folders(root)

@@ -61,10 +61,12 @@ class Store:
 
     @staticmethod
     def make(root: Path) -> None:
-        """Make the empty folders of a new store."""
-        root.mkdir()
-        for number in range(256):
-            (root / f"{number:02x}").mkdir()
+        """Make the folders of a store, those that are not there."""
+        root.mkdir(exist_ok=True)
+        there = set(os.listdir(root))
+        for name in (f"{number:02x}" for number in range(256)):
+            if name not in there:
+                (root / name).mkdir(exist_ok=True)
 
     def path(self, digest: bytes) -> str:
         """Say where the object with this digest lies."""
