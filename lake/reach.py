@@ -16,7 +16,7 @@ from lake.location import Location
 
 ANSWER_S = 1.7
 _FRESH_S = 1.0
-_LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 # A server that is busy may miss one question; two in a row, and nobody is there.
 _MISSES = 2
 _seen: dict[str, float] = {}
@@ -31,15 +31,21 @@ def check(location: Location) -> None:
     with _lock:
         if time.monotonic() - _seen.get(endpoint, -_FRESH_S) < _FRESH_S:
             return
-    for left in reversed(range(_MISSES)):
-        problem = _ask(endpoint)
-        if problem is None:
-            break
-        # A refusal is final; silence may be a moment of load.
-        if not left or not isinstance(problem, TimeoutError):
-            raise gone(location, f"{endpoint} does not answer: {problem}")
+    problem = silent(endpoint)
+    if problem is not None:
+        raise gone(location, f"{endpoint} does not answer: {problem}")
     with _lock:
         _seen[endpoint] = time.monotonic()
+
+
+def silent(endpoint: str) -> Exception | None:
+    """Ask a server whether it lives, and give what stands against it, within 3.4 s; None if it does."""
+    for left in reversed(range(_MISSES)):
+        problem = _ask(endpoint)
+        # A refusal is final; silence may be a moment of load.
+        if problem is None or not isinstance(problem, TimeoutError) or not left:
+            return problem
+    raise AssertionError("unreachable: the last miss returns")
 
 
 def settle(future: Any, location: Location) -> Any:
@@ -48,7 +54,7 @@ def settle(future: Any, location: Location) -> Any:
         return future.result()
     while True:
         try:
-            return future.result(timeout=_LOOK_EVERY_S)
+            return future.result(timeout=LOOK_EVERY_S)
         except TimeoutError:
             if future.done():
                 raise

@@ -22,6 +22,7 @@ The text of an answer is shown, never tested: it changes between versions.
 """
 
 import json
+import socket
 from typing import Any
 
 import urllib3
@@ -74,7 +75,14 @@ _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
     (NameResolutionError, "the name in {origin} is not known", "correct the address", "refused"),
     (NewConnectionError, "nothing answers at {origin}", _START, "unsent"),
     (ConnectTimeoutError, "{origin} did not answer in time", _START, "refused"),
-    (NoAnswerInTime, "{origin} did not answer in time", "look whether the server is overloaded", "slow"),
+    (socket.gaierror, "the name in {origin} is not known", "correct the address", "refused"),
+    (ConnectionRefusedError, "nothing answers at {origin}", _START, "unsent"),
+    (
+        (NoAnswerInTime, TimeoutError),
+        "{origin} did not answer in time",
+        "look whether the server is overloaded",
+        "slow",
+    ),
     ((HTTPError, OSError), "the connection to {origin} broke: {reason}", _START, "sent"),
 )
 

@@ -1,7 +1,8 @@
 """Objects of a lakeFS repository: bytes, listings, batches of deletes."""
 
+import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _HEADER_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(\s*;\s*[\w!#$&^.+-]+=([\w!#$&^.+-]+|\"[\x20\x21\x23-\x7e]*\"))*")
 STAT_FIELDS = ("path", "checksum")
+_SMALL = 128 << 10
 
 
 def stat_from(entry: dict[str, Any]) -> ObjectStat:
@@ -40,11 +42,10 @@ def put(wire: Wire, branch: str, key: str, data: bytes | Path, content_type: str
     in_headers = all(_HEADER_NAME.fullmatch(n) and _HEADER_VALUE.fullmatch(v) for n, v in metadata.items())
     if in_headers:
         headers |= {f"X-Lakefs-Meta-{name}": value for name, value in metadata.items()}
-    body, size = _body(data)
-    headers["Content-Length"] = str(size)
+    content, size = _content(data)
     path = f"/branches/{segment(branch)}/objects"
     # Sending the same bytes to the same key twice is the same as once, so a broken connection is tried again.
-    answer = wire.request("POST", path, {"path": key}, doing=doing, body=body, headers=headers)
+    answer = wire.upload(path, {"path": key}, content, size, headers, doing=doing)
     stat = stat_from(wire.read(answer, fields=STAT_FIELDS, doing=doing))
     if stat.size != size:
         raise StorageError(
@@ -64,16 +65,20 @@ def put(wire: Wire, branch: str, key: str, data: bytes | Path, content_type: str
     return stat
 
 
-def _body(data: bytes | Path) -> tuple[Callable[[], Any], int]:
-    if isinstance(data, Path):
-        try:
-            size = data.stat().st_size
-            data.open("rb").close()
-        except OSError as error:
-            raise NotFound(f"{data} cannot be read: {error.strerror}", fix="give a readable file") from error
-        return lambda: data.open("rb"), size
-    content = bytes(data)
-    return lambda: content, len(content)
+def _content(data: bytes | Path) -> tuple[bytes | Path, int]:
+    """Give what is sent and its size; a small file is read here, one packet being faster than `sendfile`."""
+    if not isinstance(data, Path):
+        content = bytes(data)
+        return content, len(content)
+    try:
+        with data.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > _SMALL:
+                return data, size
+            content = stream.read()
+            return content, len(content)
+    except OSError as error:
+        raise NotFound(f"{data} cannot be read: {error.strerror}", fix="give a readable file") from error
 
 
 def get(wire: Wire, ref: str, key: str) -> bytes:
