@@ -77,9 +77,10 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State, room: Room
     # Small files are copied; large ones are linked.
     room.need(suspect.stat.st_size for suspect in survey.suspects if suspect.stat.st_size < SMALL)
     copies: list[str] = []
+    contents: set[bytes] = set()
 
     def look(suspect: Suspect) -> Found:
-        item = engine.objects.survey(suspect.path)
+        item = engine.objects.survey(suspect.path, contents)
         if item.copy is not None:
             copies.append(item.copy)
         return item
