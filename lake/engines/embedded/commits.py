@@ -165,7 +165,10 @@ def revert(engine: Engine, name: str, ref: str, parent: int | None, message: str
 def _three_way(engine: Engine, pending: Pending, base: Tree, theirs: Tree, rules: Rules) -> Tree:
     edits = merged(engine.trees, base, pending.tree, theirs, rules)
     # Where only one side moved, its tree is the result, and nothing is written.
-    return theirs if base.digest == pending.tree.digest else engine.trees.edit(pending.tree, edits)
+    if base.digest == pending.tree.digest:
+        return theirs
+    # "dest-wins" leaves edits out, so that what they made in `theirs` is not what they make here.
+    return engine.trees.edit(pending.tree, edits, (base, theirs) if rules.strategy != "dest-wins" else None)
 
 
 def _clean(engine: Engine, branch: Branch) -> Pending:
