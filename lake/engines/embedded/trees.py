@@ -286,8 +286,8 @@ def _apply(records: Records, part: Sequence[tuple[bytes, bytes | None]]) -> Reco
         places = [bisect_left(old, key) for key, _ in part]
         if all(at < len(old) and old[at] == key for at, (key, _) in zip(places, part, strict=True)):
             changed = list(values)
-            for at, value in zip(places, fresh, strict=True):
-                changed[at] = value
+            for at, replacement in zip(places, fresh, strict=True):
+                changed[at] = replacement
             return old, changed
     merged = dict(zip(*records, strict=True))
     for key, value in part:
