@@ -143,7 +143,7 @@ class Volume:
         if grid is None:
             return
         for file, cell in precomputed.chunk_files(self.spec, scale, info, box):
-            if not array[(..., *cell.within(box))].any():
+            if _is_zero(array[(..., *cell.within(box))]):
                 reach.settle(open_kv(self.location).write(file, grid.empty_shard()), self.location)
 
     def _clear_cut_chunks(self, box: Box, scale: int) -> None:
@@ -386,6 +386,14 @@ def _parsed(data: bytes, where: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads(data))
     except ValueError as error:
         raise BadInput(f"{where} is not JSON: {error}", fix="restore it from an earlier commit") from error
+
+
+def _is_zero(array: Array) -> bool:
+    """Tell whether nothing but zeros is in a (c,) z, y, x array: plane by plane, so that data ends the search at once.
+
+    `any` of a whole cell reads all of it, which cost a fifth of the time of writing a sharded volume.
+    """
+    return not any(array[plane].any() for plane in np.ndindex(array.shape[:-2]))
 
 
 def _times(point: Zyx, factor: Zyx) -> Zyx:

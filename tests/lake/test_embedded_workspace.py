@@ -8,6 +8,7 @@ import time
 import pytest
 
 import lake
+from lake.engines.embedded import files as files_module
 from lake.engines.embedded import store as store_module
 from lake.engines.embedded.folders import is_leftover
 from lake.errors import (
@@ -426,3 +427,33 @@ def test_a_file_written_with_the_bytes_of_its_object_keeps_the_content_type(repo
     picked = save(repo, "side", {"a": b"1"})
     repo.cherry_pick("main", picked)
     assert repo.stat("main", "tables/t/0") == repo.stat(commit, "tables/t/0")
+
+
+def test_many_small_files_of_one_content_are_one_object_and_none_is_linked_to_it(repo, folder, monkeypatch):
+    written = []
+    real = store_module.write_new
+    monkeypatch.setattr(store_module, "write_new", lambda path, data, *mode: written.append(data) or real(path, data))
+    for number in range(300):
+        (folder / f"n{number:03}").write_bytes(b"content %d" % (number % 3))
+    head = repo.commit("main", "many")
+    # Threads that meet the same content at once may make a copy each, not one a file.
+    copies = [data for data in written if data.startswith(b"content")]
+    assert set(copies) == {b"content 0", b"content 1", b"content 2"}
+    assert len(copies) <= 3 * files_module.WORKERS
+    assert all(repo.get(head, f"v/n{number:03}") == b"content %d" % (number % 3) for number in range(300))
+    assert {os.stat(folder / f"n{number:03}").st_nlink for number in range(300)} == {1}
+    assert pending(repo) == []
+
+
+def test_work_in_threads_keeps_its_order_and_reports_the_first_failure_when_all_have_ended():
+    assert files_module.in_threads(str, range(100)) == [str(number) for number in range(100)]
+    ended = []
+
+    def work(number):
+        if number in {7, 31}:
+            raise ValueError(number)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match=r"^7$"):
+        files_module.in_threads(work, range(40))
+    assert sorted(ended) == sorted(set(range(40)) - {7, 31})

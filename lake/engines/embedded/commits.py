@@ -78,9 +78,10 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State, room: Room
     # Small files are copied; large ones are linked.
     room.need(suspect.stat.st_size for suspect in survey.suspects if suspect.stat.st_size < SMALL)
     copies: list[str] = []
+    contents: set[bytes] = set()
 
     def look(suspect: Suspect) -> Found:
-        item = engine.objects.survey(suspect.path)
+        item = engine.objects.survey(suspect.path, contents)
         if item.copy is not None:
             copies.append(item.copy)
         return item
@@ -201,7 +202,10 @@ def reset_to(engine: Engine, name: str, ref: str) -> CommitId:
 def _three_way(engine: Engine, pending: Pending, base: Tree, theirs: Tree, rules: Rules) -> Tree:
     edits = merged(engine.trees, base, pending.tree, theirs, rules)
     # Where only one side moved, its tree is the result, and nothing is written.
-    return theirs if base.digest == pending.tree.digest else engine.trees.edit(pending.tree, edits)
+    if base.digest == pending.tree.digest:
+        return theirs
+    # "dest-wins" leaves edits out, so that what they made in `theirs` is not what they make here.
+    return engine.trees.edit(pending.tree, edits, (base, theirs) if rules.strategy != "dest-wins" else None)
 
 
 def _clean(engine: Engine, branch: Branch) -> Pending:

@@ -235,8 +235,23 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     items = list(items)
     if len(items) < 2 or WORKERS < 2:
         return [function(item) for item in items]
+    waiting = iter(range(len(items)))  # shared: each thread takes the next, which costs less than a future per item
+    results: dict[int, R] = {}
+    failures: dict[int, Exception] = {}
+
+    def work() -> None:
+        for at in waiting:
+            try:
+                results[at] = function(items[at])
+            except Exception as error:
+                failures[at] = error
+
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(function, items))
+        for worker in [pool.submit(work) for _ in range(WORKERS)]:
+            worker.result()
+    if failures:
+        raise failures[min(failures)]
+    return [results[at] for at in range(len(items))]
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from zlib import crc32
 
+import numpy as np
+
 from lake.errors import CorruptObject
 from lake.repository import Metadata, ObjectStat
 
@@ -112,6 +114,24 @@ def _parts(block: bytes, name: str) -> tuple[int, int, int, int]:
     if len(block) != rest_at + rest_bytes:
         raise CorruptObject(f"manifest {name} has the wrong length", fix="restore it from a copy of the repository")
     return count, body, rest_count, rest_at
+
+
+def differing(left: bytes, right: bytes) -> list[tuple[bytes, bytes, bytes]] | None:
+    """Give (key, value left, value right) where two blocks of the same keys differ; None if they must be decoded.
+
+    Blocks that an edit of values has made from one another are compared as bytes, without an object per record.
+    """
+    if len(left) != len(right) or not left.startswith(_MAGIC) or len(left) < _HEAD.size:
+        return None
+    _, count, key_bytes, rest_count, _ = _HEAD.unpack_from(left)
+    body = _HEAD.size + key_bytes
+    if rest_count or not count or len(left) != body + count * FIXED or left[:body] != right[:body]:
+        return None
+    values = [np.frombuffer(block, np.uint8, offset=body).reshape(count, FIXED) for block in (left, right)]
+    places = np.flatnonzero((values[0] != values[1]).any(axis=1)).tolist()
+    keys = left[_HEAD.size : body].split(_SEPARATOR)
+    starts = [(place, body + place * FIXED) for place in places]
+    return [(keys[place], left[at : at + FIXED], right[at : at + FIXED]) for place, at in starts]
 
 
 def is_boundary(key: bytes) -> bool:

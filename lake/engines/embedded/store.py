@@ -156,14 +156,16 @@ class Store:
         """Put the names of these objects on the disk, those that another process has just made too."""
         sync_files({f"{self._text}/{digest[:1].hex()}" for digest in digests}, self.root)
 
-    def survey(self, path: str) -> Found:
-        """Hash a workspace's file; a small one is copied on the way."""
+    def survey(self, path: str, copied: set[bytes]) -> Found:
+        """Hash a workspace's file; a small one is copied on the way, unless its content is in `copied` already."""
         before = os.stat(path)
         copy: str | None = None
         if before.st_size < SMALL:
             data = _read(path)
             digest = hashlib.sha256(data).digest()
-            if len(data) == before.st_size and not self.holds(digest, len(data)):
+            if len(data) == before.st_size and digest not in copied and not self.holds(digest, len(data)):
+                # Two threads may both get here with one content: the second copy replaces the first, which is the same.
+                copied.add(digest)
                 copy = self._write(data, digest)
         else:
             digest = hash_file(path)
@@ -190,7 +192,8 @@ class Store:
 
     def adopt(self, found: Sequence[Found]) -> None:
         """Give the synced files of a workspace their names in the store."""
-        for item in found:
+        # Copies first: a small file without one has the content of another that has.
+        for item in sorted(found, key=lambda item: item.copy is None):
             if item.copy is not None:
                 os.replace(item.copy, self.path(item.digest))
             elif not self.holds(item.digest, item.size):
@@ -228,8 +231,11 @@ class Store:
         """Do something with the file of an object; `CorruptObject` if there is none."""
         for _ in range(_LOOKS):
             # A commit may give it its name in the store between look and action, a collector take it and put it back.
-            with suppress(FileNotFoundError):
-                return action(self.locate(digest))
+            for find in (self.path, self.elsewhere):
+                path = find(digest)
+                if path is not None:
+                    with suppress(FileNotFoundError):
+                        return action(path)
         if os.path.exists(self.path(digest)):
             return action(self.path(digest))
         raise self.corrupt(digest, what)

@@ -14,7 +14,7 @@ from itertools import islice
 from threading import Lock
 from typing import Generic, TypeVar
 
-from lake.engines.embedded.ranges import cut, decode, encode, is_boundary, number_of, pack
+from lake.engines.embedded.ranges import cut, decode, differing, encode, is_boundary, number_of, pack
 from lake.engines.embedded.store import Store
 
 CACHED_ENTRIES = 300_000
@@ -70,6 +70,9 @@ class _Cache(Generic[T]):
         self._total = 0
         self._items: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
         self._lock = Lock()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._items
 
     def get(self, key: bytes, load: Callable[[], tuple[T, int]]) -> T:
         with self._lock:
@@ -173,6 +176,13 @@ class Trees:
             yield from self._delta_of(group, prefix)
 
     def _delta_of(self, group: Sequence[tuple[int, bytes]], prefix: bytes) -> Iterator[Delta]:
+        left_right = [digest for _, digest in sorted(group)]
+        if len(group) == 2 and group[0][0] != group[1][0] and not all(digest in self._ranges for digest in left_right):
+            blocks = [self._store.read(digest, "manifest range") for digest in left_right]
+            found = differing(*blocks)
+            if found is not None:
+                yield from (item for item in found if item[0].startswith(prefix))
+                return
         sides: tuple[dict[bytes, bytes], dict[bytes, bytes]] = ({}, {})
         for side, digest in group:
             sides[side].update(zip(*self.records(digest), strict=True))
@@ -186,11 +196,19 @@ class Trees:
         """Give the tree without objects, storing it."""
         return self._finish(_Draft())
 
-    def edit(self, tree: Tree, edits: Edits) -> Tree:
-        """Give the tree with `edits` applied (None removes), stored durably; the same tree if nothing changes."""
+    def edit(self, tree: Tree, edits: Edits, made: tuple[Tree, Tree] | None = None) -> Tree:
+        """Give the tree with `edits` applied (None removes), stored durably; the same tree if nothing changes.
+
+        Parameters
+        ----------
+        made : (Tree, Tree)
+            A base and what these very edits made of it: where `tree` still holds a range of the base, the range that
+            came of it is taken as it is.
+        """
         if not edits:
             return tree
         draft = _Draft()
+        taken = _Made(*made) if made else None
         # The records that wait for a boundary: their range's own one was removed, or never was (the last range).
         waiting: Records = ([], [])
         done = 0
@@ -198,10 +216,16 @@ class Trees:
             if which > done and waiting[0]:
                 done, waiting = self._settle(tree, draft, done, which, waiting)
             draft.keep(tree, done, which)
+            done = which + 1
+            if taken and not waiting[0] and (there := taken.instead_of(tree, which, part[0][0])) is not None:
+                draft.keep(taken.tree, there, there + 1)
+                continue
             old = self.records(tree.ranges[which]) if which < len(tree.ranges) else ([], [])
             merged = _apply(old, part)
+            if not waiting[0] and which < len(tree.ranges) - 1 and merged[0] is old[0]:
+                draft.add(*merged)  # the same keys are cut as they were
+                continue
             waiting = _emit(draft, (waiting[0] + merged[0], waiting[1] + merged[1]))
-            done = which + 1
         if waiting[0]:
             done, waiting = self._settle(tree, draft, done, len(tree.ranges), waiting)
         draft.keep(tree, done, len(tree.ranges))
@@ -238,7 +262,33 @@ def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, list[tuple[bytes,
         start = end
 
 
+class _Made:
+    """What edits made of the ranges of a base."""
+
+    def __init__(self, base: Tree, tree: Tree) -> None:
+        self.tree = tree
+        self._base = set(base.ranges)
+        self._places = {ends: place for place, ends in enumerate(zip(tree.firsts, tree.lasts, strict=True))}
+
+    def instead_of(self, tree: Tree, which: int, first_edit: bytes) -> int | None:
+        """Say which range takes the place of one of `tree`, or None if that one must be edited."""
+        # The last range may lack a boundary, and an edit before the first key may have moved the boundary before it.
+        if which >= len(tree.ranges) - 1 or tree.ranges[which] not in self._base or first_edit < tree.firsts[which]:
+            return None
+        return self._places.get((tree.firsts[which], tree.lasts[which]))
+
+
 def _apply(records: Records, part: Sequence[tuple[bytes, bytes | None]]) -> Records:
+    """Apply edits to records; where they change values alone, the list of keys is the same one."""
+    old, values = records
+    fresh = [value for _, value in part if value is not None]
+    if len(fresh) == len(part) <= len(old):
+        places = [bisect_left(old, key) for key, _ in part]
+        if all(at < len(old) and old[at] == key for at, (key, _) in zip(places, part, strict=True)):
+            changed = list(values)
+            for at, replacement in zip(places, fresh, strict=True):
+                changed[at] = replacement
+            return old, changed
     merged = dict(zip(*records, strict=True))
     for key, value in part:
         if value is None:
