@@ -22,9 +22,10 @@ from pathlib import Path
 import pytest
 
 import lake
-from lake.errors import NoRoom
+from lake.errors import LakeError, NoRoom
 from lake.repository import Repository
 from lake.room import TRANSACTION
+from lake.testing import crash
 from lake.testing.crash import check_whole, content
 
 SIZE = 256 << 20  # of memory at most, and only what is written
@@ -194,6 +195,57 @@ class FullDisk:
         trials = [self.try_with(took * number // points, outcome) for number in range(points)]
         assert any(trial.error is not None for trial in trials), f"it needs {took} bytes and was never stopped"
         return trials
+
+
+# -- whole commands ---------------------------------------------------------------------------------------------------
+def run_out(operation: crash.Operation, disk: SmallDisk, template: Path, points: int) -> list[NoRoom | None]:
+    """Let room end at points all through an operation of `lake.testing.crash`, and check the promise of a kill.
+
+    Parameters
+    ----------
+    template : folder
+        Holds `repo`, a repository that is prepared, and what the operation reads beside it.
+
+    Returns
+    -------
+    What each try raised, None where the room was enough; at least one was not.
+    """
+    repo = _copied(disk, template)
+    used = disk.used()
+    operation.round(repo, 0)
+    took = disk.used() - used
+    repo.close()
+    errors = [_run_out_at(operation, disk, template, took * number // points) for number in range(points)]
+    assert any(errors), f"it needs {took} bytes and was never stopped"
+    return errors
+
+
+def _copied(disk: SmallDisk, template: Path) -> Repository:
+    disk.leave(None)
+    for entry in disk.root.iterdir():
+        shutil.rmtree(entry)
+    shutil.copytree(template, disk.root, symlinks=True, dirs_exist_ok=True)
+    return lake.open(disk.root / "repo")
+
+
+def _run_out_at(operation: crash.Operation, disk: SmallDisk, template: Path, room: int) -> NoRoom | None:
+    repo = _copied(disk, template)
+    disk.leave(room)
+    failed: NoRoom | None = None
+    try:
+        operation.round(repo, 0)
+    except NoRoom as error:
+        failed = error
+        reader = lake.open(repo.location)
+        assert check_whole(reader)
+        reader.close()
+    repo.close()
+    disk.leave(None)
+    try:
+        crash.survives(operation, disk.root / "repo", int(failed is None))
+    except (AssertionError, LakeError) as error:
+        raise AssertionError(f"with {room} bytes of room: {error}") from error
+    return failed
 
 
 # -- pytest plugin ----------------------------------------------------------------------------------------------------
