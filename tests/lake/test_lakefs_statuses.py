@@ -134,7 +134,15 @@ BODIES: dict[str, Any] = {
     "tag_creation": {"id": "t", "ref": "main"},
     "branch_protection_rule": [{"pattern": "main"}],
     "object_copy_creation": {"src_path": "a"},
-}
+    "cherry_pick_creation": {"ref": "main"},
+    "commit_record_creation": {
+        "commit_id": "c", "version": 1, "committer": "me", "message": "m", "metarange_id": "r", "creation_date": 0,
+        "parents": [], "generation": 1,
+    },
+    "repository_metadata_keys": {"keys": ["k"]},
+    "repository_metadata_set": {"metadata": {"k": "v"}},
+    "garbage_collection_rules": {"default_retention_days": 7, "branches": []},
+}  # fmt: skip
 
 
 def arguments(function: Any) -> list[Any]:
