@@ -76,7 +76,10 @@ class Store:
     def locate(self, digest: bytes) -> str:
         """Say where the content with this digest lies: committed, staged, or condemned."""
         path = self.path(digest)
-        return path if os.path.exists(path) else self.elsewhere(digest) or self.trash.find(digest.hex()) or path
+        return path if os.path.exists(path) else self.elsewhere(digest) or self._condemned(digest) or path
+
+    def _condemned(self, digest: bytes) -> str | None:
+        return self.trash.find(digest.hex())
 
     def holds(self, digest: bytes, size: int) -> bool:
         """Tell whether the object is there and sound, by its seal or, if that is broken, by its bytes.
@@ -231,7 +234,7 @@ class Store:
         """Do something with the file of an object; `CorruptObject` if there is none."""
         for _ in range(_LOOKS):
             # A commit may give it its name in the store between look and action, a collector take it and put it back.
-            for find in (self.path, self.elsewhere):
+            for find in (self.path, self.elsewhere, self._condemned):
                 path = find(digest)
                 if path is not None:
                     with suppress(FileNotFoundError):
