@@ -134,6 +134,19 @@ BODIES: dict[str, Any] = {
     "tag_creation": {"id": "t", "ref": "main"},
     "branch_protection_rule": [{"pattern": "main"}],
     "object_copy_creation": {"src_path": "a"},
+    "garbage_collection_rules": {"default_retention_days": 1, "branches": []},
+    "repository_metadata_set": {"metadata": {"a": "b"}},
+    "repository_metadata_keys": {"keys": ["a"]},
+    "commit_record_creation": {
+        "commit_id": "0" * 64,
+        "version": 1,
+        "committer": "c",
+        "message": "m",
+        "metarange_id": "1" * 64,
+        "creation_date": 0,
+        "parents": [],
+        "generation": 1,
+    },
 }
 
 
