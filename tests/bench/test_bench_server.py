@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.lakefs]
 
 ROUNDS = 5
 THREADS = 16
-CASES = {"4KiB": (4 << 10, 1200), "1MiB": (1 << 20, 64), "64MiB": (64 << 20, 3)}
+CASES = {"4KiB": (4 << 10, 1200), "1MiB": (1 << 20, 64), "64MiB": (64 << 20, 2)}
 Put = Callable[[str, Path], object]
 
 

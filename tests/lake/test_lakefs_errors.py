@@ -221,6 +221,7 @@ CALLS = {
     "diff": lambda repo: list(repo.diff("main", "b")),
     "merge": lambda repo: repo.merge("b", "main", "m"),
     "revert": lambda repo: repo.revert("main", "main"),
+    "retention": lambda repo: repo.retention().keep({"": 1}),
     "server_gate": lambda repo: [repo.server_gate().ran_for("0" * 64), repo.server_gate().refuses()],
     "cherry_pick": lambda repo: repo.cherry_pick("main", "main"),
     "reset_to": lambda repo: repo.reset_to("main", "main"),

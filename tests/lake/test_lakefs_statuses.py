@@ -134,15 +134,20 @@ BODIES: dict[str, Any] = {
     "tag_creation": {"id": "t", "ref": "main"},
     "branch_protection_rule": [{"pattern": "main"}],
     "object_copy_creation": {"src_path": "a"},
-    "cherry_pick_creation": {"ref": "main"},
+    "garbage_collection_rules": {"default_retention_days": 1, "branches": []},
+    "repository_metadata_set": {"metadata": {"a": "b"}},
+    "repository_metadata_keys": {"keys": ["a"]},
     "commit_record_creation": {
-        "commit_id": "c", "version": 1, "committer": "me", "message": "m", "metarange_id": "r", "creation_date": 0,
-        "parents": [], "generation": 1,
+        "commit_id": "0" * 64,
+        "version": 1,
+        "committer": "c",
+        "message": "m",
+        "metarange_id": "1" * 64,
+        "creation_date": 0,
+        "parents": [],
+        "generation": 1,
     },
-    "repository_metadata_keys": {"keys": ["k"]},
-    "repository_metadata_set": {"metadata": {"k": "v"}},
-    "garbage_collection_rules": {"default_retention_days": 7, "branches": []},
-}  # fmt: skip
+}
 
 
 def arguments(function: Any) -> list[Any]:
