@@ -30,7 +30,7 @@ from lake.engines.embedded.merging import changes
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
 from lake.engines.embedded.trees import Tree, overlay
 from lake.engines.embedded.workspaces import State, Values, forget_state, save_state
-from lake.errors import BadInput, ConflictError, CorruptObject, ObjectNotFound, RefNotFound, nearest
+from lake.errors import BadInput, ConflictError, CorruptObject, NoRoom, ObjectNotFound, RefNotFound, nearest
 from lake.location import Location
 from lake.names import check_branch, check_key, check_metadata, check_pattern, check_tag
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
@@ -199,17 +199,22 @@ class EmbeddedRepository(Handle):
         metadata = check_metadata(metadata)
         self._writable(branch)
         incoming = self._engine.incoming
-        with self._engine.turns.working(), Room(self.root) as room:
-            if isinstance(data, Path):
-                room.need([data.stat().st_size if data.is_file() else 0])
-                digest, size = incoming.put_file(data)
-            else:
-                room.need([len(data)])
-                digest, size = hashlib.sha256(data).digest(), len(data)
-                incoming.put_bytes(digest, data)
-            point("put.object-kept")
-            value = pack_object(digest, size, content_type, metadata)
-            self._stage(branch, {name: value}, "put")
+        try:
+            with self._engine.turns.working(), Room(self.root) as room:
+                if isinstance(data, Path):
+                    room.need([data.stat().st_size if data.is_file() else 0])
+                    digest, size = incoming.put_file(data)
+                else:
+                    room.need([len(data)])
+                    digest, size = hashlib.sha256(data).digest(), len(data)
+                    incoming.put_bytes(digest, data)
+                point("put.object-kept")
+                value = pack_object(digest, size, content_type, metadata)
+                self._stage(branch, {name: value}, "put")
+        except NoRoom:
+            # What was kept and could not be staged.
+            self._engine.incoming.sweep(self._engine.staged_digests)
+            raise
         return unpack_object(name, value, self._engine.objects.path(digest))
 
     @guarded
