@@ -225,7 +225,6 @@ CALLS = {
     "server_gate": lambda repo: [repo.server_gate().ran_for("0" * 64), repo.server_gate().refuses()],
     "cherry_pick": lambda repo: repo.cherry_pick("main", "main"),
     "reset_to": lambda repo: repo.reset_to("main", "main"),
-    "retention": lambda repo: [repo.retention().keep({"": 7}), repo.retention().days()],
 }
 
 
