@@ -134,6 +134,7 @@ BODIES: dict[str, Any] = {
     "tag_creation": {"id": "t", "ref": "main"},
     "branch_protection_rule": [{"pattern": "main"}],
     "object_copy_creation": {"src_path": "a"},
+    "cherry_pick_creation": {"ref": "main"},
     "garbage_collection_rules": {"default_retention_days": 1, "branches": []},
     "repository_metadata_set": {"metadata": {"a": "b"}},
     "repository_metadata_keys": {"keys": ["a"]},
