@@ -194,6 +194,24 @@ def test_two_collectors_at_once_are_one_too_many(repo):
     other.close()
 
 
+def test_a_branch_that_is_deleted_while_its_leftovers_are_measured_is_no_error(repo, monkeypatch):
+    save(repo, "side", {"x": b"1"})
+    (repo.workspace("side", "w/").path / "file").write_bytes(b"w")
+    real = os.lstat
+
+    def lstat(path, **options):
+        if str(path).endswith("w/file"):
+            monkeypatch.setattr(os, "lstat", real)
+            repo._engine.workspaces.discard(os.path.relpath(path, repo._engine.workspaces.root).split("/")[0])
+        return real(path, **options)
+
+    token = next(path.name for path in repo._engine.workspaces.root.iterdir())
+    with repo._engine.db.write() as con:
+        con.execute("DELETE FROM branches WHERE token = ?", (token,))
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert repo.collect_garbage(grace_s=0).removed[LEFTOVERS].count == 0
+
+
 # -- beside writers ---------------------------------------------------------------------------------------------------
 class Paused:
     """A thread that stops inside a piece of work, at the first call of a function."""

@@ -308,8 +308,7 @@ def _leftovers(engine: Engine) -> Share:
     staged = {digest.hex() for digest in engine.staged_digests()}
     with engine.db.read() as con:
         tokens = {token for (token,) in con.execute("SELECT token FROM branches")}
-    boots = [boot for boot in engine.incoming.root.iterdir() if boot.is_dir()]
-    paths = [entry for boot in boots for entry in boot.iterdir() if entry.name not in staged]
+    paths = [path for path in engine.incoming.root.glob("*/*") if path.name not in staged]
     folders = [folder for folder in engine.workspaces.root.iterdir() if folder.name not in tokens]
     links = count_links(folders)
     sizes = [stat.st_size for stat, here in links.values() if stat.st_nlink == here]

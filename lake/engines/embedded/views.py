@@ -137,12 +137,15 @@ class Views:
 
 
 def count_links(folders: Iterable[Path]) -> dict[tuple[int, int], tuple[os.stat_result, int]]:
-    """Find the files below folders, and how many of the links to each are there."""
+    """Find the files below folders, and how many of the links to each are there; somebody may be removing them."""
     found: dict[tuple[int, int], tuple[os.stat_result, int]] = {}
     for folder in folders:
         for where, _, names in os.walk(folder):
             for name in names:
-                stat = os.lstat(f"{where}/{name}")
+                try:
+                    stat = os.lstat(f"{where}/{name}")
+                except FileNotFoundError:
+                    continue
                 inode = stat.st_dev, stat.st_ino
                 found[inode] = stat, found[inode][1] + 1 if inode in found else 1
     return found
