@@ -25,7 +25,7 @@ from lake.engines.embedded.references import References
 from lake.engines.embedded.touching import touches
 from lake.engines.embedded.trees import Tree, overlay
 from lake.engines.embedded.workspaces import State, Values, save_state
-from lake.errors import BadInput, CorruptObject, ObjectNotFound
+from lake.errors import BadInput, CorruptObject, NoRoom, ObjectNotFound
 from lake.location import Location
 from lake.names import check_key, check_metadata, check_paths
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
@@ -108,17 +108,22 @@ class EmbeddedRepository(References, Handle):
         metadata = check_metadata(metadata)
         self._writable(branch)
         incoming = self._engine.incoming
-        with self._engine.turns.working(), Room(self.root) as room:
-            if isinstance(data, Path):
-                room.need([data.stat().st_size if data.is_file() else 0])
-                digest, size = incoming.put_file(data)
-            else:
-                room.need([len(data)])
-                digest, size = hashlib.sha256(data).digest(), len(data)
-                incoming.put_bytes(digest, data)
-            point("put.object-kept")
-            value = pack_object(digest, size, content_type, metadata)
-            self._stage(branch, {name: value}, "put")
+        try:
+            with self._engine.turns.working(), Room(self.root) as room:
+                if isinstance(data, Path):
+                    room.need([data.stat().st_size if data.is_file() else 0])
+                    digest, size = incoming.put_file(data)
+                else:
+                    room.need([len(data)])
+                    digest, size = hashlib.sha256(data).digest(), len(data)
+                    incoming.put_bytes(digest, data)
+                point("put.object-kept")
+                value = pack_object(digest, size, content_type, metadata)
+                self._stage(branch, {name: value}, "put")
+        except NoRoom:
+            # What was kept and could not be staged.
+            self._engine.incoming.sweep(self._engine.staged_digests)
+            raise
         return unpack_object(name, value, self._engine.objects.path(digest))
 
     @guarded
