@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -198,7 +199,12 @@ class MortalServer:
         os.kill(self.state.pid, signal.SIGKILL)
 
     def restart(self) -> None:
-        """Start it again."""
+        """Start it again; a moment passes before the killed one lets go of its port."""
+        for _ in range(50):
+            with suppress(ConflictError):
+                self.state = server.start(home=self._home, program=self._program)
+                return
+            time.sleep(0.1)
         self.state = server.start(home=self._home, program=self._program)
 
     def stop(self) -> None:

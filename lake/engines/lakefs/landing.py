@@ -7,7 +7,8 @@ same content within a second stay two (lakeFS's commit id is a hash of the commi
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lake.engines.lakefs.failures import may_have_arrived
@@ -54,10 +55,24 @@ def land(
             return found
         raise ServerUnreachable(f"{error.message}; {_aftermath(wire, branch, head, mark)}", fix=error.fix) from error
     if made is None:
-        made = _search(wire, branch, mark)
+        with after_landing(branch, f"its new commit has metadata {_MARK}={mark}"):
+            made = _search(wire, branch, mark)
     if made is None:
         raise NotFound(f"the new commit is not among the last {_SEARCHED} of {branch!r}", fix="look at the log")
     return made
+
+
+@contextmanager
+def after_landing(branch: str, where: str) -> Iterator[None]:
+    """Let the error of a server that is lost now say that the branch has moved, and where to."""
+    try:
+        yield
+    except ServerUnreachable as error:
+        raise ServerUnreachable(
+            f"{error.message}; this came after it had landed on {branch!r}: {where}. Whether somebody else moved the "
+            "branch at the same moment could not be seen any more",
+            fix=error.fix,
+        ) from error
 
 
 def _search(wire: Wire, branch: str, mark: str) -> CommitId | None:

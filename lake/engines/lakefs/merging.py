@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lake.engines.lakefs.failures import status_of
-from lake.engines.lakefs.landing import land
+from lake.engines.lakefs.landing import after_landing, land
 from lake.engines.lakefs.threeway import Plan, changed_keys, differ, merge_base, plan_merge, plan_replay, rehearse
 from lake.engines.lakefs.wire import Wire
 from lake.errors import BadInput, ConflictError, DirtyBranch, LakeError, NothingToCommit, StorageError
@@ -85,7 +85,8 @@ def merge(repo: "LakeFSRepository", wire: Wire, request: MergeRequest) -> Commit
             merged = _merge_planned(repo, wire, request, plan)
         except _Moved:
             continue
-        _check_landing(repo, wire, request, plan, merged)
+        with after_landing(request.dest, merged):
+            _check_landing(repo, wire, request, plan, merged)
         return merged
     raise _keeps_moving(request.dest)
 
@@ -296,9 +297,10 @@ def _replay_planned(repo: "LakeFSRepository", wire: Wire, order: _Replay, plan: 
         if repo.head(branch) == plan.ours:
             raise
         raise _Moved from error
-    actual = repo.commit_info(made).parents[0]
-    if actual != plan.ours:
-        now = plan_replay(wire, plan.base, actual, plan.theirs)
-        if now.units or now.conflicts or changed_keys(wire, actual, made) != now.wanted:
-            _undo(repo, wire, branch, made, None, (plan.ours, actual), tuple(now.units))
+    with after_landing(branch, made):
+        actual = repo.commit_info(made).parents[0]
+        if actual != plan.ours:
+            now = plan_replay(wire, plan.base, actual, plan.theirs)
+            if now.units or now.conflicts or changed_keys(wire, actual, made) != now.wanted:
+                _undo(repo, wire, branch, made, None, (plan.ours, actual), tuple(now.units))
     return made
