@@ -1,10 +1,10 @@
 """Looks at how main came to where it is: every step must be a release that the gate would let in, or its undoing."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from lake.clones import goes_by
 from lake.engines.lakefs.gate import gate_yaml
-from lake.errors import ConflictError, LakeError, ObjectNotFound
+from lake.errors import ConflictError, LakeError, ObjectNotFound, RefNotFound
 from lake.repository import Commit, CommitId, Repository
 from releases.admission import gate_at, refusal
 from releases.policy import POLICY_KEY
@@ -17,25 +17,45 @@ def check_main(repo: Repository, head: CommitId) -> None:
     """Raise `ConflictError` if main lacks its gate, or was moved by something else than publish and rollback."""
     strange = next(strays(repo), None)
     if strange is not None:
+        commit, _ = strange
         raise ConflictError(
-            f"main was moved past the gate by {strange.id} ({strange.message!r})", fix=_how_to_undo(strange)
+            f"main was moved past the gate by {commit.id} ({commit.message!r})", fix=_how_to_undo(commit)
         )
     if gate_at(repo, head) is None:
         raise ConflictError("main holds no gate", fix="`emlake doctor` tells which commit took it away: undo that one")
 
 
-def strays(repo: Repository) -> Iterator[Commit]:
-    """Yield commits of main that are neither set-up nor release nor undoing, nor undone since; newest first."""
+def strays(repo: Repository) -> Iterator[tuple[Commit, str]]:
+    """Yield commits of main that are neither set-up nor release nor undoing, nor undone since; newest first.
+
+    With each comes why it is not the undoing that it says it is; empty if it does not say so.
+    """
+    line = list(repo.log("main", first_parent=True))
+    ids = {commit.id for commit in line}
     undone: set[CommitId] = set()
-    for commit in repo.log("main", first_parent=True):
-        if "rollback_of" in commit.metadata:
+    for commit in line:
+        gone = any(goes_by(commit, told) for told in undone)
+        why = _unlike_before(repo, commit, ids) if "rollback_of" in commit.metadata else ""
+        if why is None:
             undone.add(commit.metadata["rollback_of"])
-        elif (
-            not any(goes_by(commit, told) for told in undone)
-            and not _is_release(commit)
-            and _has_policy_before(repo, commit)
-        ):
-            yield commit
+        elif not gone and (why or not _is_release(commit)) and _has_policy_before(repo, commit):
+            yield commit, why
+
+
+def _unlike_before(repo: Repository, rollback: Commit, line: Collection[CommitId]) -> str | None:
+    """Say why a commit does not undo what it says it undoes, one of the commits of main (`line`), or None.
+
+    Anybody can write `rollback_of` into a commit.
+    """
+    try:
+        undone = repo.commit_info(rollback.metadata["rollback_of"])
+    except RefNotFound as error:
+        return error.message
+    if undone.id not in line or undone.id == rollback.id:
+        return f"{undone.id} was never on main"
+    before = undone.parents[0] if undone.parents else undone.id
+    different = next(iter(repo.diff(before, rollback.id)), None)
+    return None if different is None else f"it does not give back what main held: {different.key} differs"
 
 
 def unlike(repo: Repository, commit: Commit, dest: CommitId, head: CommitId) -> str | None:
@@ -65,7 +85,9 @@ def examine(repo: Repository) -> list[Finding]:
         findings.append(("gate", "differs", old))
     else:
         findings.append(("gate", "ok", "main holds the gate of this version"))
-    findings += [("main", "past gate", f"{c.id} ({c.message!r}): {_how_to_undo(c)}") for c in strays(repo)]
+    for commit, why in strays(repo):
+        told = f"{commit.id} ({commit.message!r}): {why + '; ' if why else ''}{_how_to_undo(commit)}"
+        findings.append(("rollback" if why else "main", "past gate", told))
     for commit in repo.log("main", first_parent=True):
         findings += _step(repo, commit)
     findings += _inside_server(repo)
@@ -78,12 +100,6 @@ def _step(repo: Repository, commit: Commit) -> Iterator[Finding]:
         why = refusal(repo, head, commit.metadata, dest=dest) or unlike(repo, commit, dest, head)
         if why is not None:
             yield "release", "past gate", f"{name} ({commit.id}) should not have been let in: {why}"
-    elif "rollback_of" in commit.metadata:
-        undone = repo.commit_info(commit.metadata["rollback_of"])
-        before = undone.parents[0] if undone.parents else undone.id
-        different = next(iter(repo.diff(before, commit.id)), None)
-        if different is not None:
-            yield "rollback", "past gate", f"{commit.id} does not give back what main held: {different.key} differs"
 
 
 def _inside_server(repo: Repository) -> Iterator[Finding]:

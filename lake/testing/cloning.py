@@ -12,6 +12,8 @@ from lake.repository import Commit, CommitId, Repository
 from lake.testing.machine import RepositoryMachine, machine_settings
 from lake.testing.trees import save
 
+#: A program that clones, for tests that kill it.
+CLONE = "import sys, lake; from lake.clone import clone; print('ready'); clone(lake.open(sys.argv[1]), sys.argv[2])"
 ADDED = {"cloned_from", "cloned_before", "cloned_time"}
 
 

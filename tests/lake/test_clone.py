@@ -8,12 +8,11 @@ import pytest
 import lake
 from lake.clone import clone
 from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
-from lake.testing.cloning import build, check_clone, content_of, run_cloning_machine
+from lake.testing.cloning import CLONE, build, check_clone, content_of, run_cloning_machine
 from lake.testing.crash import check_whole, passes_of, python, run
 from lake.testing.trees import save, state
 
 EXACT = timedelta(0)
-CLONE = "import sys, lake; from lake.clone import clone; print('ready'); clone(lake.open(sys.argv[1]), sys.argv[2])"
 
 
 @pytest.fixture

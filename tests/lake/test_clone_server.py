@@ -2,21 +2,23 @@
 
 import itertools
 import os
+import time
 from datetime import timedelta
 
 import pytest
 
 import lake
 from lake.clone import clone
+from lake.engines.lakefs.identity import identity_of
 from lake.errors import ConflictError, ProtectedBranch
-from lake.repository import Commit
-from lake.testing.cloning import all_commits, build, check_clone, content_of, run_cloning_machine
+from lake.scrub import scrub
+from lake.testing.cloning import CLONE, all_commits, build, check_clone, content_of, run_cloning_machine
 from lake.testing.crash import python, run
 from lake.testing.example import M1, tile_path, write_example
+from lake.testing.rot import flip
 from lake.testing.trees import save, state
 
 pytestmark = [pytest.mark.lakefs, pytest.mark.slow]
-CLONE = "import sys, lake; from lake.clone import clone; print('ready'); clone(lake.open(sys.argv[1]), sys.argv[2])"
 SECOND = timedelta(seconds=1)
 
 
@@ -156,10 +158,19 @@ def test_random_histories_are_cloned_whole(another, tmp_path):
 
 
 def test_the_id_of_a_record_is_what_the_server_computes(lakefs_repo):
-    from lake.engines.lakefs.importing import record_id
-
     made = save(lakefs_repo, "main", {"a": b"1"}, "größer", {"ä": "ü", "a": "", "z": "1"})
-    told = lakefs_repo._wire.json(f"/commits/{made}", doing="look")
-    info = lakefs_repo.commit_info(made)
-    like = Commit("", tuple(told["parents"]), told["message"], told["metadata"], told["committer"], info.created)
-    assert record_id(like, told["meta_range_id"]) == made
+    assert identity_of(lakefs_repo._wire.json(f"/commits/{made}", doing="look")) == made
+
+
+def test_what_a_clone_brings_is_new_to_a_scrub_however_old_its_commit_is(source, another):
+    place = another()
+    save(source, "side", {f"old/{n}": os.urandom(100_000) for n in range(40)}, "checked")
+    clone(source, place)
+    save(source, "side", {"late": os.urandom(1000)}, "made before the scrub, brought after it")
+    time.sleep(1.1)  # a server's commits keep seconds
+    dest = lake.open(place)
+    assert scrub(dest, budget=None).recorded
+    clone(source, place)
+    flip(dest.stat("side", "late").address.removeprefix("local://"), 500)
+    found = scrub(dest, budget=400_000).faults  # a tenth of what was checked before
+    assert [fault.keys for fault in found if fault.kind == "object"] == [("late",)]

@@ -72,6 +72,26 @@ def test_a_judged_candidate_becomes_the_tree_of_main(repo):
     assert tree(repo, "main") == tree(repo, "cand-r1")
 
 
+def test_main_takes_neither_cherry_picks_nor_what_the_server_treats_as_a_commit(repo):
+    before = repo.resolve("main")
+    repo.create_branch("work", "main")
+    repo.put("work", "tables/forged/part", b"1")
+    repo.delete("work", [GATE_KEY])  # here the server reads the gate of main: what is picked has no say
+    with pytest.raises(GateRefused, match="main takes releases and their undoing, nothing else"):
+        repo.cherry_pick("main", repo.commit("work", "forged"))
+    repo.put("main", "tables/forged/part", b"1")
+    with pytest.raises(GateRefused, match="main takes releases and their undoing, nothing else"):
+        repo.commit("main", "forged")
+    assert repo.resolve("main") == before
+
+
+def test_a_release_is_undone_on_main(repo):
+    before = tree(repo, "main")
+    merged = candidate(repo).verdict().publish()
+    repo.revert("main", merged, parent=1)
+    assert tree(repo, "main") == before
+
+
 def test_a_waived_verdict_passes(repo):
     candidate(repo).verdict("waived").publish()
 

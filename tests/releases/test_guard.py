@@ -94,6 +94,23 @@ def test_a_rollback_that_does_not_give_back_what_main_held_is_found(repo, make):
     assert ("rollback", "past gate") in wrong(repo)
 
 
+def test_a_cherry_pick_onto_main_is_found_and_blocks_whatever_it_says_of_itself(repo, make):
+    make("r1")
+    first = publish(repo, "r1", user="ann").release.merge
+    repo.create_branch("work", "main")
+    repo.put("work", "tables/forged/part", b"1")
+    forged = repo.commit("work", "forged")
+    picked = repo.cherry_pick("main", forged, metadata={"rollback_of": first})
+    assert ("rollback", "past gate") in wrong(repo)
+    make("r2")
+    with pytest.raises(ConflictError, match=f"past the gate by {picked}") as caught:
+        publish(repo, "r2", user="ann")
+    eval(caught.value.fix.removeprefix("undo it: "), {"repo": repo})
+    assert wrong(repo) == []
+    make("r3", merge=True)
+    assert publish(repo, "r3", user="ann").made
+
+
 @pytest.mark.parametrize(("gate", "words"), [(None, "main holds no gate"), (FREE_PASS, "gate of another version")])
 def test_a_release_that_brought_another_gate_is_found(repo, gate, words):
     merge = dodge(repo, "r1", gate)
@@ -197,17 +214,6 @@ def test_a_server_that_let_a_release_through_is_reported(on_server, gate):
     if gate is None:
         assert found["server gate: did not run"] == [f"the server let release r1 ({merge}) through unasked"]
     assert "server gate: ok" in found  # the server would run the gate, had the branch not brought its own
-
-
-@pytest.mark.lakefs
-def test_a_cherry_pick_onto_main_is_reported(on_server):
-    on_server.create_branch("work", "main")
-    on_server.put("work", "tables/forged/part", b"1")
-    commit = on_server.commit("work", "forged")
-    wire = on_server._wire
-    wire.sdk.branches_api.cherry_pick(wire.name, "main", {"ref": commit})
-    (detail,) = doctor(on_server)["main: past gate"]
-    assert on_server.resolve("main") in detail
 
 
 @pytest.mark.lakefs

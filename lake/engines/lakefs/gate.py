@@ -1,4 +1,4 @@
-"""The release gate that runs inside a lakeFS server, as a pre-merge action on `main`.
+"""The release gate that runs inside a lakeFS server, as an action on what moves `main`.
 
 It is the second lock: lakeFS reads actions from the *source* commit, so a branch without the file, or with another
 one, merges unchecked. The first lock is the client (`releases.gate`), which refuses such a source before it asks.
@@ -17,6 +17,10 @@ comparing `expect_dest` with it closes the race of two publishers. The second pa
 name of a branch would show what is staged on it and not merged. A squash merge has no second parent.
 
 `releases.admission` says the same in the same words, rule by rule and in this order; a test holds them together.
+
+Protection leaves two more ways onto main, which no release needs: a cherry-pick, and an import (which the server treats
+as a commit). Both are refused. For these the server reads the action from main itself, so nothing that is picked or
+imported can bring another one; a revert stays free, since it is how a release is undone.
 """
 
 GATE_KEY = "_lakefs_actions/release_gate.yaml"
@@ -31,6 +35,12 @@ name: release gate
 description: main only moves to a tree that was judged
 on:
   pre-merge:
+    branches:
+      - main
+  pre-cherry-pick:
+    branches:
+      - main
+  pre-commit:
     branches:
       - main
 hooks:
@@ -52,6 +62,12 @@ hooks:
           if not holds then
             hook.fail(reason)
           end
+        end
+
+        -- The commit that lays down the gate: what is staged counts already when the server reads actions for it.
+        local function sets_up()
+          return action.event_type == "pre-commit"
+            and lakefs.get_object(repository, head, "_lakefs_actions/release_gate.yaml") == 404
         end
 
         local function check_request()
@@ -124,6 +140,11 @@ hooks:
           end
         end
 
+        if sets_up() then
+          return
+        end
+        demand(action.event_type == "pre-merge",
+          "main takes releases and their undoing, nothing else: use `emlake release publish`")
         check_request()
         check_verdict()
         local allowed = {"_qc/", "_releases/" .. request.release .. "/"}

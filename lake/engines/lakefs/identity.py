@@ -12,7 +12,7 @@ _BYTES, _STRING, _INT, _STRINGS, _MAP, _INNER = (bytes([number]) for number in r
 
 
 def identity_of(entry: Mapping[str, Any]) -> str:
-    """Compute the id of a commit, given as the server's JSON."""
+    """Compute the id of a commit, given as the server's JSON: what it has, or must have to be taken (`importing`)."""
     parents = [_string(parent) for parent in entry["parents"] or ()]
     inner = hashlib.sha256(_STRINGS + _int(len(parents)) + b"".join(parents)).digest()
     metadata = entry.get("metadata") or {}

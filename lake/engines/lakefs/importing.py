@@ -2,18 +2,16 @@
 
 lakeFS commits what is staged with one parent. Its API also takes a *commit record*: any parents, message, metadata,
 committer and time over the tree (`metarange`) of a commit that is there already. The server demands that the record's
-id is the hash of what it says, computed in `record_id` exactly as the server does. So a commit is rebuilt in two steps:
-stage and commit on a work branch, which makes the tree; then a record over that tree. The first commit is left to the
-server, unreachable.
+id is the hash of what it says (`identity`). So a commit is rebuilt in two steps: stage and commit on a work branch,
+which makes the tree; then a record over that tree. The first commit is left to the server, unreachable.
 
 A protected branch is moved by lifting its rules and putting them back. What was lifted is noted in the repository's
 metadata first, so that whoever comes after a killed process puts it back.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lake.clones import Held, Move
 from lake.durable import point
 from lake.engines.lakefs.failures import status_of
+from lake.engines.lakefs.identity import identity_of
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.wire import Wire
 from lake.errors import BadInput, ConflictError, LakeError, NotFound, ProtectedBranch, StorageError
@@ -34,57 +33,6 @@ _COMMIT = ("id", "meta_range_id", "generation")
 #: Rules are cached for 3 s and up to 3 s of jitter.
 _PATIENCE_S = 20.0
 _VERSION = 1
-
-
-class _Ident:
-    """The server's hash over typed values (its `pkg/ident`)."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def _typed(self, kind: int, length: int) -> None:
-        self._hash.update(bytes([kind]))
-        self.number(length)
-
-    def text(self, value: str) -> None:
-        data = value.encode()
-        self._typed(1, len(data))
-        self._hash.update(data)
-
-    def number(self, value: int) -> None:
-        self._hash.update(b"\x02\x08" + value.to_bytes(8, "big", signed=True))
-
-    def texts(self, values: Sequence[str]) -> None:
-        self._typed(3, len(values))
-        for value in values:
-            self.text(value)
-
-    def mapping(self, values: Mapping[str, str]) -> None:
-        self._typed(4, len(values))
-        for name in sorted(values, key=str.encode):
-            self.text(name)
-            self.text(values[name])
-
-    def inner(self, digest: bytes) -> None:
-        self._hash.update(b"\x05")
-        self._typed(0, len(digest))
-        self._hash.update(digest)
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
-
-
-def record_id(like: Commit, tree: str) -> CommitId:
-    """Give the id that lakeFS demands for a commit of `tree` (a metarange) that says what `like` says."""
-    parents = _Ident()
-    parents.texts(like.parents)
-    ident = _Ident()
-    for value in ("commit:v1", like.committer, like.message, tree):
-        ident.text(value)
-    ident.number(_seconds(like))
-    ident.mapping(like.metadata)
-    ident.inner(parents.digest())
-    return ident.digest().hex()
 
 
 def _seconds(like: Commit) -> int:
@@ -109,18 +57,16 @@ class LakeFSImporter:
         tree = self._tree(branch)
         point("rebuild.tree-made")
         generation = 1 + max((self._generation(parent) for parent in like.parents), default=0)
-        made = record_id(like, tree)
-        body = {
-            "commit_id": made,
-            "version": _VERSION,
+        says = {
             "committer": like.committer,
             "message": like.message,
-            "metarange_id": tree,
             "creation_date": _seconds(like),
             "parents": list(like.parents),
             "metadata": dict(like.metadata),
-            "generation": generation,
         }
+        made = identity_of({**says, "meta_range_id": tree})
+        record = {"commit_id": made, "version": _VERSION, "metarange_id": tree, "generation": generation}
+        body = {**says, **record}
         try:
             self._wire.call(
                 self._wire.sdk.internal_api.create_commit_record, self._wire.name, body, doing="rebuild a commit"

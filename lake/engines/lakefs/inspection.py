@@ -40,6 +40,7 @@ from lake.repository import Commit, CommitId, ObjectStat, Repository
 
 _PIECE = 8 << 20
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
+_XID = re.compile(r"[0-9a-v]{20}")
 _LOCAL = re.compile(r"local://(/.+)/data/[^/]+/[^/]+")
 RESTORE = "restore the object's file in the server's block store, or revert to a commit without it"
 RESTORE_RANGE = "restore that file in the server's block store, then remove the copy in its cache and restart it"
@@ -57,7 +58,11 @@ class _Content:
 
 
 class ServerInspector:
-    """See `lake.integrity.Inspector`. A content is named by its address; its birth is the second of its commit."""
+    """See `lake.integrity.Inspector`.
+
+    A content is named by its address. Its birth is the second of the commit that first held it, or that in which its
+    bytes came, if this is later: a clone is as old as its original.
+    """
 
     def __init__(self, repo: Repository, names: References, wire: Wire) -> None:
         self._repo, self._names, self._wire = repo, names, wire
@@ -86,7 +91,7 @@ class ServerInspector:
             progress("manifests", done, len(commits))
             try:
                 for stat in self._introduced(commit):
-                    self._add(stat, commit.id, int(commit.created.timestamp()))
+                    self._add(stat, commit.id, max(int(commit.created.timestamp()), _arrival(stat.address)))
             except ServerUnreachable:
                 raise
             except LakeError as error:
@@ -354,6 +359,15 @@ class ServerInspector:
             if hit.intersection(child.parents):
                 hit.add(child.id)
         return hit
+
+
+def _arrival(address: str) -> int:
+    """Give the second in which the server gave out an address, or 0 if it did not make it up itself.
+
+    The last part of one that it did is an xid: 20 digits to the base 32, of which the first 32 bits are the time.
+    """
+    name = address.rpartition("/")[2]
+    return int(name, 32) >> 68 if _XID.fullmatch(name) else 0
 
 
 def _fault_in(table: bytes) -> str | None:
