@@ -58,6 +58,10 @@ CASES = [
     (("params", "show", "watershed", "default@1"), 4, "not-found", "default@1"),
     (("ingest", "tiles", "/nonexistent"), 4, "not-found", "/nonexistent"),
     (("ingest", "volume", "/nonexistent", "em", "--on", "cand-c"), 4, "not-found", "/nonexistent"),
+    (("run", "reconstruct", "--on", "main"), 2, "bad-input", "cand-NAME"),
+    (("qc", "run", "main"), 2, "bad-input", "cand-NAME"),
+    (("ingest", "volume", "/nonexistent", "em", "--on", "archive"), 2, "bad-input", "'archive'"),
+    (("params", "add", "watershed", "default", "--on", "ops"), 2, "bad-input", "'ops'"),
     (("doctor", "--break-lock", "cand-c"), 4, "not-found", "cand-c"),
     (("log", "--repo", "elsewhere"), 4, "repository-not-found", "emlake init "),
     (("train", "/nonexistent.toml", "/nonexistent"), 2, "bad-input", "/nonexistent.toml"),
@@ -84,7 +88,9 @@ def test_a_wrong_request_is_one_clear_error_and_changes_nothing(repo, emlake, ar
     assert heads(repo) == before
 
 
-@pytest.mark.parametrize("arguments", [("log", "-n", "0"), ("log", "-n", "-3")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("log", "-n", "0"), ("log", "-n", "-3"), ("qc", "show", "main", "--scope", "regions")], ids=" ".join
+)
 def test_a_value_out_of_range_is_bad_input(repo, emlake, arguments):
     answer = emlake(*arguments)
     assert (answer.code, answer.out) == (2, "")
@@ -96,9 +102,10 @@ def test_the_version_is_told_without_a_command(emlake):
 
 
 def test_what_is_empty_says_so_beside_the_data(repo, emlake):
-    answer = emlake("log", "--object", "note")
-    assert (answer.code, answer.out) == (0, "")
-    assert "no commit of main" in answer.err
+    for arguments, told in ((("params", "list"), "no named set"), (("log", "--object", "note"), "no commit of main")):
+        answer = emlake(*arguments)
+        assert (answer.code, answer.out) == (0, "")
+        assert told in answer.err
 
 
 def test_with_json_the_error_is_one_object_on_stderr(repo, emlake):
