@@ -110,6 +110,8 @@ def clone(
     dest = _open(where)
     if dest is not None and dest.location == source.location:
         raise BadInput(f"{where} is the source itself", fix="give another destination")
+    if dest is None and _is_within(where, source):
+        raise BadInput(f"{where} is inside the source, {source.location}", fix="give a folder outside it")
     try:
         plan = make_plan(source, dest)
         if dry_run or plan.empty:
@@ -129,6 +131,13 @@ def clone(
     finally:
         if dest is not None:
             dest.close()
+
+
+def _is_within(where: str, source: Repository) -> bool:
+    """Tell whether a folder to be made would be a part of the source's own."""
+    if any(place.startswith(lake.SERVER_SCHEME) for place in (where, source.location)):
+        return False
+    return Path(where).resolve().is_relative_to(Path(source.location).resolve())
 
 
 def _open(where: str) -> Repository | None:
@@ -156,8 +165,8 @@ def _result(
         count.objects,
         count.contents,
         count.bytes,
-        tuple(move.branch for move in plan.moves if move.expected is None),
-        tuple(move.branch for move in plan.moves if move.expected is not None),
+        tuple(move.branch for move in plan.moves if move.expected is None or move.branch in plan.blank),
+        tuple(move.branch for move in plan.moves if move.expected is not None and move.branch not in plan.blank),
         tuple(plan.tags),
         plan.rules,
         plan.gone,

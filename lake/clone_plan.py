@@ -28,6 +28,8 @@ class Plan:
         Source commits to be rebuilt, parents first.
     moves : list of Move
         Branches to be made or moved; `to` is a commit of the source.
+    blank : list of str
+        Of these, branches that stand at a first, empty commit, as main of a repository just created: nothing is there.
     tags : mapping
         Tags to be made: name to source commit.
     rules : tuple of str
@@ -48,6 +50,7 @@ class Plan:
     known: dict[CommitId, CommitId] = field(default_factory=dict)
     todo: list[CommitId] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    blank: list[str] = field(default_factory=list)
     tags: dict[str, CommitId] = field(default_factory=dict)
     rules: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
@@ -140,6 +143,7 @@ def _plan_branches(plan: Plan, source: Repository, dest: Repository, branches: M
             plan.refused[name] = "it has staged changes"
         elif head not in origin and _is_blank(dest, name):
             plan.moves.append(Move(name, to, head))
+            plan.blank.append(name)
         elif head not in origin and not origins(dest.commit_info(head).metadata):
             plan.refused[name] = _own_commits(dest, name)
         elif origin.get(head) not in _reachable(plan.history, [to]):

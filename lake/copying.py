@@ -87,6 +87,7 @@ class Copier:
         """Stage on `branch` what `changes` say of `commit`."""
         if removed := [change.key for change in changes if change.kind == "removed"]:
             self.dest.delete(branch, removed)
+            self.total.objects += len(removed)
         stats = stats_of(self.source, commit, [change.key for change in changes if change.kind != "removed"])
         remote = any(side.location.startswith(lake.SERVER_SCHEME) for side in (self.source, self.dest))
         with ThreadPoolExecutor(_REQUESTS if remote else _FILES) as pool:

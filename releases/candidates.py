@@ -11,6 +11,11 @@ from releases.gate import QC_TABLES, candidate_branch
 from releases.history import current, find, history
 
 QC_PREFIXES = ("_qc/", *QC_TABLES)
+NOT_WORKED_ON = {
+    "main": "it takes releases only",
+    "archive": "it takes raw tiles only",
+    "ops": "it takes records of what was done only",
+}
 
 
 def candidate(repo: Repository, name: str, *, again: str | None = None) -> CommitId:
@@ -79,7 +84,7 @@ def refresh(repo: Repository, name: str) -> CommitId:
     """
     branch = candidate_branch(repo, name)
     release = branch.removeprefix("cand-")
-    check_unpublished(repo, branch)
+    check_workable(repo, branch)
     message = f"main merged into {branch}"
     try:
         repo.merge(
@@ -108,8 +113,21 @@ def refresh(repo: Repository, name: str) -> CommitId:
         return session.commit(f"QC dropped from {branch}: the data changed", {"refreshed": release}, allow_empty=True)
 
 
-def check_unpublished(repo: Repository, branch: str) -> None:
-    """Raise `ConflictError` if `branch` is the candidate of a release that is out: what it holds is that release."""
+def check_workable(repo: Repository, branch: str) -> None:
+    """Raise unless pipelines, imports and QC may write to `branch`.
+
+    Raises
+    ------
+    BadInput
+        It is `main`, `archive` or `ops`: a session could write there, and main would hold what no gate has seen.
+    ConflictError
+        It is the candidate of a release that is out: what it holds is that release.
+    """
+    if branch in NOT_WORKED_ON:
+        raise BadInput(
+            f"{branch!r} is not a branch to work on: {NOT_WORKED_ON[branch]}",
+            fix="make a candidate, `emlake release candidate NAME`, and work on cand-NAME",
+        )
     release = branch.removeprefix("cand-")
     if branch.startswith("cand-") and release in {r.name for r in history(repo)}:
         raise ConflictError(

@@ -8,7 +8,6 @@ inside the command that needs them, so that `emlake --help` answers at once.
 import json
 import os
 import sys
-from importlib.metadata import version
 
 import typer
 
@@ -27,9 +26,7 @@ app = typer.Typer(
 
 @app.callback()
 def _root(show_version: Version = False) -> None:
-    if show_version:
-        typer.echo(version("emlake"))
-        raise typer.Exit
+    del show_version
 
 
 def _add_groups() -> None:

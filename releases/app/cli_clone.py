@@ -37,7 +37,7 @@ def clone(
     from lake.clone import clone as run
     from releases.app.screen import Screen
 
-    screen = Screen()
+    screen = Screen(quiet=as_json)
     origin = lake.open(source)
     try:
         with screen.step(f"clone {source} to {destination}"):

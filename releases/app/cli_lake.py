@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lake.errors import BadInput, LakeError
+from lake.errors import BadInput, LakeError, NotFound
 from releases.app.cli_options import Json, Repo, locate, open_repo, print_json
 
 server = typer.Typer(help="A lakeFS server of one's own on 127.0.0.1.", no_args_is_help=True)
@@ -54,7 +54,7 @@ def init(
 def log(
     ref: Annotated[str, typer.Argument(help="Branch, tag or commit.")] = "main",
     repo: Repo = None,
-    limit: Annotated[int, typer.Option("-n", help="At most so many commits.")] = 20,
+    limit: Annotated[int, typer.Option("-n", min=1, help="At most so many commits.")] = 20,
     objects: Annotated[
         list[str] | None, typer.Option("--object", help="Only what changed this key; repeatable.")
     ] = None,
@@ -62,7 +62,7 @@ def log(
         list[str] | None, typer.Option("--prefix", help="Only what changed a key that begins so; repeatable.")
     ] = None,
     first_parent: Annotated[
-        bool, typer.Option("--first-parent", help="Leave out what came in by merges: on main, releases only.")
+        bool, typer.Option("--first-parent", help="Leave out what came in by merges: main shows releases, rollbacks.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -84,6 +84,8 @@ def log(
     if as_json:
         print_json({"ref": ref, "commits": rows})
         return
+    if not rows:
+        typer.echo(f"no commit of {ref} changed that path", err=True)
     for row in rows:
         typer.echo(f"{str(row['id'])[:12]}  {row['created']:%Y-%m-%d %H:%M:%S}  {row['message']}")
 
@@ -112,7 +114,8 @@ def doctor(
         findings.append(("repository", "ok", where))
         findings += guard.examine(lake) + retention.examine(lake)
         if break_lock:
-            break_it(lake, break_lock)
+            if break_it(lake, break_lock) is None:
+                raise NotFound(f"there is no lock on {break_lock!r}", fix="`emlake doctor` lists those that are held")
             findings.append(("lock", "broken", f"lock.{break_lock}; its owner is refused when it lands"))
         if sweep:
             findings.append(("sweep", "done", f"{len(sweep_up(lake))} leftovers removed"))

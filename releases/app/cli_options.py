@@ -3,6 +3,7 @@
 import json
 import os
 from datetime import date, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,18 @@ Repo = Annotated[
     typer.Option("--repo", help="Folder or lakefs://host:port/name; else $EMLAKE_REPO, else the enclosing folder's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("emlake"))
+        raise typer.Exit
+
+
+#: Eager and by callback: the group asks for a command before it runs itself.
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+]
 
 
 def locate(repo: str | None) -> str:

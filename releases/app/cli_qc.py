@@ -1,7 +1,7 @@
 """`emlake qc`: run, show, report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import polars as pl
 import typer
@@ -10,6 +10,7 @@ from releases.app.cli_options import Json, Repo, open_repo, print_json
 from releases.app.screen import Screen
 
 group = typer.Typer(help="Quality in numbers, region by region.", no_args_is_help=True)
+PURE = "1"  # the unit of a pure number
 Branch = Annotated[str, typer.Argument(help="Candidate branch, for instance cand-r1.")]
 
 
@@ -22,10 +23,10 @@ def add_to(app: typer.Typer) -> None:
 def run(branch: Branch, repo: Repo = None, as_json: Json = False) -> None:
     """Measure the head of BRANCH and commit the figures on top of it."""
     from qc.run import run_qc
-    from releases.candidates import check_unpublished
+    from releases.candidates import check_workable
 
     lake = open_repo(repo)
-    check_unpublished(lake, branch)
+    check_workable(lake, branch)
     screen = Screen(quiet=as_json)
     with screen.step(f"QC of {branch}") as bar:
         done = run_qc(lake, branch, progress=bar.blocks)
@@ -48,7 +49,9 @@ def run(branch: Branch, repo: Repo = None, as_json: Json = False) -> None:
 def show(
     ref: Annotated[str, typer.Argument(help="Release, branch or commit with QC tables.")],
     repo: Repo = None,
-    scope: Annotated[str, typer.Option("--scope", help="global, region, section or tile.")] = "global",
+    scope: Annotated[
+        Literal["global", "region", "section", "tile"], typer.Option("--scope", help="What a value is of.")
+    ] = "global",
     as_json: Json = False,
 ) -> None:
     """Show the measured values, and the expectations that failed."""
@@ -59,7 +62,7 @@ def show(
         print_json({"ref": ref, "metrics": metrics.to_dicts(), "failed": results.to_dicts()})
         return
     for row in metrics.to_dicts():
-        value = "unknown" if row["value"] is None else f"{row['value']:.4g} {row['unit']}"
+        value = "unknown" if row["value"] is None else f"{row['value']:.4g} {row['unit'].removeprefix(PURE)}"
         typer.echo(f"{row['metric']:24} {row['scope_id']:10} {value:20} {row['reason'] or ''}".rstrip())
     for row in results.to_dicts():
         typer.echo(f"FAILED {row['suite']}: {row['expectation']}: {row['reason'] or ''}")

@@ -138,7 +138,7 @@ def show(name: Name, repo: Repo = None, as_json: Json = False) -> None:
         return
     identity = manifest["identity"]
     for key, value in identity.items():
-        typer.echo(f"{key:16} {value}")
+        typer.echo(f"{key:16} {'-' if value is None else value}")
     for artifact in manifest["artifacts"]:
         typer.echo(f"{artifact['prefix']:40} {artifact['objects']:6} objects {artifact['bytes']:12} bytes")
 

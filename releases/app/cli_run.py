@@ -69,16 +69,19 @@ def volume(
     """Copy a volume that TensorStore can read to volumes/NAME."""
     from lake.box import Box
     from releases.app.cli_lake import numbers
+    from releases.candidates import check_workable
     from transforms.ingest_volume import ImportPlan, ingest_volume
 
     if kind not in {None, "image", "segmentation", "affinity"}:
         raise BadInput(f"--kind {kind!r} is unknown", fix=nearest(str(kind), ("image", "segmentation", "affinity")))
     plan = ImportPlan(kind=cast("VolumeKind | None", kind), voxel_nm=numbers(voxel, "--voxel") if voxel else None)
     wanted = Box.parse(box) if box else None
+    lake = open_repo(repo)
+    check_workable(lake, on)
     screen = Screen(quiet=as_json)
     with screen.step(f"ingest {source}") as bar:
         report = ingest_volume(
-            open_repo(repo),
+            lake,
             source,
             name,
             on,
@@ -107,9 +110,12 @@ def add_set(
     note: Annotated[str, typer.Option("--note", help="What it is for.")] = "",
 ) -> None:
     """Store the next version of a set; what is not given keeps the stage's default."""
+    from releases.candidates import check_workable
     from transforms.params import add
 
-    made = add(open_repo(repo), on, stage, name, _values(values or []), note=note)
+    lake = open_repo(repo)
+    check_workable(lake, on)
+    made = add(lake, on, stage, name, _values(values or []), note=note)
     typer.echo(f"{made.stage} {made.name}@{made.version} {made.digest}")
 
 
@@ -126,6 +132,8 @@ def list_sets(
     if as_json:
         print_json({"at": at, "params": [made.to_json() for made in found]})
         return
+    if not found:
+        typer.echo(f"{at} holds no named set: its runs used the defaults of the stages", err=True)
     for made in found:
         typer.echo(f"{made.stage:14} {made.name}@{made.version}  {made.digest[:12]}  {made.note}")
 
@@ -186,10 +194,10 @@ def run(
         planned = plan(lake, on, chosen)
         print_json(planned.to_json()) if as_json else typer.echo(planned.explain())
         return
-    from releases.candidates import check_unpublished
+    from releases.candidates import check_workable
     from transforms.runner import run as carry_out
 
-    check_unpublished(lake, on)
+    check_workable(lake, on)
     screen = Screen(quiet=as_json)
     with screen.step(f"run {chosen.name} on {on}") as bar:
         report = carry_out(lake, chosen, on, executor=executor, workers=workers, progress=bar.blocks, fresh=fresh)

@@ -54,7 +54,8 @@ def scrub(
     if report.faults:
         hit = sorted({release for fault in report.faults for release in fault.releases})
         raise CorruptObject(
-            f"{len(report.faults)} things are damaged" + (f"; releases {', '.join(hit)} are hit" if hit else ""),
+            ("1 thing is damaged" if len(report.faults) == 1 else f"{len(report.faults)} things are damaged")
+            + (f"; releases {', '.join(hit)} are hit" if hit else ""),
             fix="heal them as said above, then run `emlake scrub` again: what is damaged is checked in each run",
         )
 

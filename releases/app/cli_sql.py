@@ -48,7 +48,7 @@ def sql(
         widths = [max(len(str(line[i])) for line in cells) for i in range(len(columns))]
         for line in cells:
             typer.echo("  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
-        typer.echo(f"{len(rows)} rows at {snapshot.commit[:12]}", err=True)
+        typer.echo(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} at {snapshot.commit[:12]}", err=True)
 
 
 def parameters(query: str, pairs: list[str]) -> dict[str, object]:

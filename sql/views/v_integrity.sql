@@ -47,3 +47,4 @@ FROM state AS s
 CROSS JOIN spans AS d
 LEFT JOIN faults AS f ON f.place = s.place
 GROUP BY s.place, d.days
+ORDER BY s.place, d.days

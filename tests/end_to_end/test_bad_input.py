@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def repo(tmp_path: Path, emlake, monkeypatch) -> Path:
     folder = tmp_path / "repo"
     assert emlake("init", folder).code == 0
     monkeypatch.setenv("EMLAKE_REPO", str(folder))
+    assert emlake("release", "candidate", "c").code == 0
     return folder
 
 
@@ -46,16 +48,22 @@ CASES = [
     (("release", "rollback", "--reason", "none"), 4, "not-found", "no release"),
     (("release", "candidate", "cand-x"), 2, "invalid-name", "cand-x"),
     (("release", "candidate", "r1", "--again", "r0"), 4, "not-found", "r0"),
-    (("run", "reconstrct", "--on", "main"), 2, "bad-input", "reconstruct"),
+    (("run", "reconstrct", "--on", "cand-c"), 2, "bad-input", "reconstruct"),
     (("run", "reconstruct", "--on", "cand-x"), 4, "ref-not-found", "cand-x"),
-    (("run", "reconstruct", "--on", "main", "--up-to", "watreshed"), 2, "bad-input", "watershed"),
-    (("run", "reconstruct", "--on", "main", "--model", "membrane=x"), 2, "bad-input", "membranes"),
-    (("run", "reconstruct", "--on", "main", "--executor", "dsk"), 2, "bad-input", "dsk"),
-    (("params", "add", "watreshed", "default", "--on", "main"), 2, "bad-input", "watershed"),
-    (("params", "add", "watershed", "default", "min_voxel=3", "--on", "main"), 2, "bad-input", "min_voxels"),
+    (("run", "reconstruct", "--on", "cand-c", "--up-to", "watreshed"), 2, "bad-input", "watershed"),
+    (("run", "reconstruct", "--on", "cand-c", "--model", "membrane=x"), 2, "bad-input", "membranes"),
+    (("run", "reconstruct", "--on", "cand-c", "--executor", "dsk"), 2, "bad-input", "dsk"),
+    (("params", "add", "watreshed", "default", "--on", "cand-c"), 2, "bad-input", "watershed"),
+    (("params", "add", "watershed", "default", "min_voxel=3", "--on", "cand-c"), 2, "bad-input", "min_voxels"),
     (("params", "show", "watershed", "default@1"), 4, "not-found", "default@1"),
     (("ingest", "tiles", "/nonexistent"), 4, "not-found", "/nonexistent"),
-    (("ingest", "volume", "/nonexistent", "em", "--on", "main"), 4, "not-found", "/nonexistent"),
+    (("ingest", "volume", "/nonexistent", "em", "--on", "cand-c"), 4, "not-found", "/nonexistent"),
+    (("run", "reconstruct", "--on", "main"), 2, "bad-input", "cand-NAME"),
+    (("qc", "run", "main"), 2, "bad-input", "cand-NAME"),
+    (("ingest", "volume", "/nonexistent", "em", "--on", "archive"), 2, "bad-input", "'archive'"),
+    (("params", "add", "watershed", "default", "--on", "ops"), 2, "bad-input", "'ops'"),
+    (("doctor", "--break-lock", "cand-c"), 4, "not-found", "cand-c"),
+    (("log", "--repo", "elsewhere"), 4, "repository-not-found", "emlake init "),
     (("train", "/nonexistent.toml", "/nonexistent"), 2, "bad-input", "/nonexistent.toml"),
     (("qc", "run", "cand-x"), 4, "ref-not-found", "cand-x"),
     (("qc", "show", "main"), 4, "table-not-found", "qc_metrics"),
@@ -78,6 +86,26 @@ def test_a_wrong_request_is_one_clear_error_and_changes_nothing(repo, emlake, ar
     assert "Traceback" not in answer.err
     assert answer.out == ""
     assert heads(repo) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [("log", "-n", "0"), ("log", "-n", "-3"), ("qc", "show", "main", "--scope", "regions")], ids=" ".join
+)
+def test_a_value_out_of_range_is_bad_input(repo, emlake, arguments):
+    answer = emlake(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert "Invalid value" in answer.err
+
+
+def test_the_version_is_told_without_a_command(emlake):
+    assert emlake("--version").out.strip() == version("emlake")
+
+
+def test_what_is_empty_says_so_beside_the_data(repo, emlake):
+    for arguments, told in ((("params", "list"), "no named set"), (("log", "--object", "note"), "no commit of main")):
+        answer = emlake(*arguments)
+        assert (answer.code, answer.out) == (0, "")
+        assert told in answer.err
 
 
 def test_with_json_the_error_is_one_object_on_stderr(repo, emlake):

@@ -18,7 +18,9 @@ def test_clone_explains_copies_and_then_has_nothing_to_do(emlake, tmp_path):
     answer = emlake("clone", source, place)
     assert answer.code == 0
     assert f"copied {foreseen['commits']} commits" in answer.out
-    assert "new branches: archive, cand-r1, ops" in answer.out
+    assert f"{foreseen['objects']} changes of objects" in answer.out
+    assert "new branches: archive, cand-r1, main, ops" in answer.out
+    assert "moved branches" not in answer.out
     assert "by recorded checksums: equal" in answer.out
     logs = [json.loads(emlake("log", "cand-r1", "--repo", at, "--json").out)["commits"] for at in (source, place)]
     assert [(c["message"], c["created"]) for c in logs[0]] == [(c["message"], c["created"]) for c in logs[1]]
@@ -54,6 +56,9 @@ def test_clone_into_a_stranger_or_from_nowhere_is_refused(emlake, tmp_path):
     assert lake.open(tmp_path / "other").branches() == before
     assert emlake("clone", tmp_path / "nowhere", tmp_path / "copy").code == 4
     assert emlake("clone", tmp_path / "lab", tmp_path / "lab").code == 2
+    inside = emlake("clone", tmp_path / "lab", tmp_path / "lab" / "objects" / "copy")
+    assert (inside.code, "inside the source" in inside.err) == (2, True)
+    assert not (tmp_path / "lab" / "objects" / "copy").exists()
 
 
 @pytest.mark.lakefs

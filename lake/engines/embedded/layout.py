@@ -74,7 +74,7 @@ def make_folders(root: Path) -> None:
 
 def check_openable(root: Path) -> None:
     """Raise if there is no repository at `root`, or none that this version can read."""
-    missing = RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init --repo {root}")
+    missing = RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init {root}")
     try:
         if not root.is_dir():
             raise missing
