@@ -9,9 +9,10 @@ T = TypeVar("T")
 
 
 class Figures:
-    """Takes times and prints them; `ways` are the columns, the first one is what the others are compared with.
+    """Takes times and prints them; `ways` are the columns.
 
-    A row is made by its first time. A way that does not do a row's work has no time there.
+    A row is made by its first time. A way that does not do a row's work has no time there; the first way that does is
+    what the others are compared with.
     """
 
     def __init__(self, title: str, *ways: str) -> None:
@@ -30,8 +31,9 @@ class Figures:
         return statistics.median(self._rows[row][way])
 
     def ratio(self, way: str, row: str) -> float:
-        """Tell how many times as long as the first way this one took."""
-        return self.median(way, row) / self.median(self._ways[0], row)
+        """Tell how many times as long as the row's first way this one took."""
+        first = next(name for name in self._ways if name in self._rows[row])
+        return self.median(way, row) / self.median(first, row)
 
     def show(self, record: Callable[[str, object], None]) -> None:
         """Print the table, in ms, and hand each figure to pytest's `record_property`."""
@@ -39,7 +41,7 @@ class Figures:
         print(f"{'':30}" + "".join(f"{way:>28}" for way in self._ways) + f"{'n':>4}  times the first")
         for row, taken in self._rows.items():
             cells = [_cell(taken.get(way, ())) for way in self._ways]
-            ratios = [f"{self.ratio(way, row):.2f}" if way in taken else "-" for way in self._ways[1:]]
+            ratios = [f"{self.ratio(way, row):.2f}" for way in self._ways if way in taken][1:]
             rounds = max(len(seconds) for seconds in taken.values())
             print(f"{row:30}" + "".join(f"{cell:>28}" for cell in cells) + f"{rounds:>4}  {', '.join(ratios)}")
             for way, cell in zip(self._ways, cells, strict=True):

@@ -144,28 +144,43 @@ class Way:
 
 
 class Ours(Way):
-    """Objects of a branch; out again as copies, or as the links of a view, where native libraries read."""
+    """Objects of a branch, put one by one in threads; out again as copies."""
 
     syncs = True
 
-    def __init__(self, root: Path, *, links: bool = False) -> None:
+    def __init__(self, root: Path) -> None:
         super().__init__(root, root / "incoming", root / "outgoing")
         self._repo = lake.create(root / "repo")
-        self.row, self.checkout = (LINKS, self._links) if links else (COPIES, self._copies)
+        self.row, self.checkout = COPIES, self._copies
 
     def add(self) -> str:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda file: self._repo.put("main", f"raw/{file.name}", file), self.incoming.iterdir()))
         return self._repo.commit("main", "files")
 
-    def _links(self, version: str) -> Path:
-        return self._repo.location_of(version, "raw/").path
-
     def _copies(self, version: str) -> Path:
-        return shutil.copytree(self._links(version), self.outgoing)
+        return shutil.copytree(self._repo.location_of(version, "raw/").path, self.outgoing)
 
     def close(self) -> None:
         self._repo.close()
+
+
+class Workspace(Ours):
+    """The same by the places where native libraries write and read: files copied in, links of a view out."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.row, self.checkout = LINKS, self._links
+
+    def add(self) -> str:
+        place = self._repo.workspace("main", "raw/").path
+        for file in place.iterdir():
+            file.unlink()
+        shutil.copytree(self.incoming, place, dirs_exist_ok=True)
+        return self._repo.commit("main", "files")
+
+    def _links(self, version: str) -> Path:
+        return self._repo.location_of(version, "raw/").path
 
 
 class Dvc(Way):
@@ -259,7 +274,7 @@ class Lfs(Pointers):
 
 def ways(folder: Path) -> dict[str, Way]:
     """Open what there is; the peers that are missing are named."""
-    found: dict[str, Way] = {"emlake": Ours(folder / "emlake"), "emlake, view": Ours(folder / "view", links=True)}
+    found: dict[str, Way] = {"emlake": Ours(folder / "emlake"), "emlake, workspace": Workspace(folder / "workspace")}
     if importlib.util.find_spec("dvc"):
         found |= {"DVC": Dvc(folder / "dvc"), "DVC, hard links": Dvc(folder / "linked", links=True)}
     else:
