@@ -148,10 +148,8 @@ def test_objects_go_in_as_fast_as_by_hand(repo, tmp_path, case, record_property)
     for name, seconds in took.items():
         rates = sorted(count / one for one in seconds)
         middle = statistics.median(rates)
-        print(
-            f"{case} x {count}, {THREADS} threads, n={rounds}, {name}: {middle:.4g}/s ({rates[0]:.4g}-{rates[-1]:.4g})"
-            f", {middle * size / 1e6:.0f} MB/s"
-        )
+        spread = f"{middle:.4g}/s ({rates[0]:.4g}-{rates[-1]:.4g}, n={rounds}), {middle * size / 1e6:.0f} MB/s"
+        print(f"{case} x {count}, {THREADS} threads, {name}: {spread}")
         record_property(f"{case} {name}", middle)
     best = min(statistics.median(took[name]) for name in ways if name not in ("ours", "link, bare"))
     ratio = best / statistics.median(took["ours"])
