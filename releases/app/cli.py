@@ -14,6 +14,8 @@ import typer
 from lake.errors import LakeError
 from releases.app.cli_options import Version
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="emlake",
     help="A versioned data lake for connectome reconstruction.",
@@ -46,9 +48,11 @@ def main() -> None:
     except LakeError as error:
         report(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was committed stays, run the command again to go on", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer takes Ctrl-C for itself, and ends with this code without a word.
+        if end.code == INTERRUPTED:
+            typer.echo("interrupted; what was committed stays, run the command again to go on", err=True)
+        raise
     except BrokenPipeError:
         # The reader (`| head`) has gone; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -101,7 +101,7 @@ def doctor(
     from lake.session import locks
     from lake.session import sweep as sweep_up
     from releases import guard, retention
-    from releases.app.health import examine
+    from releases.app.health import examine, stored_bytes
 
     findings = examine()
     held = []
@@ -112,7 +112,7 @@ def doctor(
     else:
         lake = open_repo(where)
         findings.append(("repository", "ok", where))
-        findings += guard.examine(lake) + retention.examine(lake)
+        findings += guard.examine(lake) + retention.examine(lake) + stored_bytes(lake)
         if break_lock:
             if break_it(lake, break_lock) is None:
                 raise NotFound(f"there is no lock on {break_lock!r}", fix="`emlake doctor` lists those that are held")

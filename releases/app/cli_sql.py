@@ -31,6 +31,7 @@ def sql(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
 ) -> None:
     """Run a read-only query over the tables and views of one commit."""
+    check_old(query, old)
     lake = open_repo(repo)
     with ExitStack() as stack:
         snapshot = stack.enter_context(lake.snapshot(at, ops=ops))
@@ -49,6 +50,15 @@ def sql(
         for line in cells:
             typer.echo("  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
         typer.echo(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} at {snapshot.commit[:12]}", err=True)
+
+
+def check_old(query: str, old: str | None) -> None:
+    """Raise `BadInput` if a named query compares two snapshots and `old` names none."""
+    from sql import library
+
+    known = library().get(query)
+    if known and old is None and any(table.startswith("old.") for table in known.reads):
+        raise BadInput(f"{query!r} compares with an older snapshot", fix="name it: --old RELEASE")
 
 
 def parameters(query: str, pairs: list[str]) -> dict[str, object]:

@@ -6,6 +6,10 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lake.repository import Repository
 
 _PACKAGES = (
     "deltalake", "pyarrow", "duckdb", "duckdb-extension-delta", "polars", "tensorstore", "numpy", "torch",
@@ -35,6 +39,29 @@ def examine() -> list[Finding]:
         ("lakefs program", "ok" if program else "none", str(program or "only needed for lakefs:// repositories"))
     )
     return findings
+
+
+def stored_bytes(repo: "Repository") -> list[Finding]:
+    """Say what the newest scrubs of these very bytes found: a clone is told nothing of its source's."""
+    from lake.integrity import Inspectable
+    from lake.scrub_record import recall
+
+    if not isinstance(repo, Inspectable):
+        return []
+    known = recall(repo, repo.inspector().place)
+    if known.trouble:
+        return [("stored bytes", "unknown", f"what scrubs recorded cannot be read: {known.trouble}")]
+    if known.damaged:
+        names = ", ".join(f"{kind} {name[:16]}" for kind, name in sorted(known.damaged)[:3])
+        more = f" and {len(known.damaged) - 3} more" if len(known.damaged) > 3 else ""
+        told = f"{names}{more}; `emlake scrub` says who is hit and how to heal"
+        return [("stored bytes", "damaged", told)]
+    if not known.regions:
+        return [("stored bytes", "never", "no scrub has read them back: `emlake scrub`, every night")]
+    checked = [region.checked for region in known.regions if region.checked is not None]
+    if len(checked) < len(known.regions):
+        return [("stored bytes", "ok so far", "some were never read back: `emlake scrub`, every night")]
+    return [("stored bytes", "ok", f"read back since {min(checked):%Y-%m-%d %H:%M}, but for what came later")]
 
 
 def _rooms() -> list[Finding]:

@@ -66,13 +66,18 @@ def _text(value: object) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     def cell(value: object, tag: str = "td") -> str:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = f"{value:,.3f}" if isinstance(value, float) else "" if value is None else _text(value)
+        shown = _figure(value) if isinstance(value, float) else "" if value is None else _text(value)
         return f"<{tag}{' class=n' if number else ''}>{shown}</{tag}>"
 
     numeric = [bool(rows) and isinstance(rows[0][i], int | float) for i in range(len(head))]
     titles = "".join(f"<th{' class=n' if n else ''}>{_text(h)}</th>" for h, n in zip(head, numeric, strict=True))
     body = "".join("<tr>" + "".join(cell(v) for v in row) + "</tr>" for row in rows)
     return f"<table><tr>{titles}</tr>{body}</table>"
+
+
+def _figure(value: float) -> str:
+    # 144 synapses, not 144.000; but a column of shares keeps its places.
+    return f"{value:,.0f}" if value.is_integer() and value > 1 else f"{value:,.3f}"
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

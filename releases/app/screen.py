@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 class Screen:
@@ -25,7 +25,7 @@ class Screen:
             columns = (
                 TextColumn("  {task.description:16}"),
                 BarColumn(30),
-                TextColumn("{task.completed}/{task.total}"),
+                MofNCompleteColumn(),
             )
             with Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True) as self._bars:
                 self._console.print(f"[bold]{title}[/bold]")
@@ -38,13 +38,13 @@ class Screen:
         self._console.print(f"{title}: {time.monotonic() - started:.1f} s", markup=False)
 
     def blocks(self, stage: str, done: int, total: int, voxels: int = 0) -> None:
-        """Move the bar of a stage; fits the runner's and QC's progress callbacks."""
+        """Move the bar of a stage; fits the runner's and QC's progress callbacks. Total 0: nobody knows how many."""
         del voxels
         if self._bars is None:
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None)
+        self._bars.update(self._tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -2,7 +2,7 @@
 -- kind:     query
 -- purpose:  What changed from the snapshot attached as `old` to this one?
 -- reads:    main.segments, main.synapses, old.segments, old.synapses
--- grain:    one row per kind of change
+-- grain:    one row per kind of change; a synapse is the same one where all three of its points are
 -- columns:  change VARCHAR, count BIGINT, voxels BIGINT
 -- units:    voxels of the segments concerned, at full resolution; NULL for synapses
 -- owner:    releases
@@ -23,8 +23,12 @@ synapses AS (
         END AS change
     FROM main.synapses AS n
     FULL JOIN old.synapses AS o
-      ON (o.ctr_pt_position_x, o.ctr_pt_position_y, o.ctr_pt_position_z)
-       = (n.ctr_pt_position_x, n.ctr_pt_position_y, n.ctr_pt_position_z) AND o.id = n.id
+      ON (o.pre_pt_position_x, o.pre_pt_position_y, o.pre_pt_position_z)
+       = (n.pre_pt_position_x, n.pre_pt_position_y, n.pre_pt_position_z)
+     AND (o.post_pt_position_x, o.post_pt_position_y, o.post_pt_position_z)
+       = (n.post_pt_position_x, n.post_pt_position_y, n.post_pt_position_z)
+     AND (o.ctr_pt_position_x, o.ctr_pt_position_y, o.ctr_pt_position_z)
+       = (n.ctr_pt_position_x, n.ctr_pt_position_y, n.ctr_pt_position_z)
 )
 SELECT change, count(*) AS count, sum(voxels)::BIGINT AS voxels FROM roots GROUP BY change
 UNION ALL

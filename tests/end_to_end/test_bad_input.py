@@ -1,7 +1,9 @@
 """What a user gets who asks for something wrong: one clear error, the right exit code, and nothing changed."""
 
+import importlib
 import json
 import os
+import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +42,7 @@ CASES = [
     (("sql", "SET threads=1"), 2, "query-refused", "SELECT"),
     (("sql", "LOAD httpfs"), 2, "query-refused", "SELECT"),
     (("sql", "tiles_of_segment"), 2, "bad-input", "root_id"),
+    (("sql", "changes_between_releases"), 2, "bad-input", "--old"),
     (("sql", "tiles_of_segment", "--param", "root=1"), 2, "bad-input", "root_id"),
     (("sql", "tiles_of_segment", "--param", "root_id=one"), 2, "bad-input", "root_id=one"),
     (("release", "gate", "r1"), 4, "not-found", "'r1'"),
@@ -99,6 +102,21 @@ def test_a_value_out_of_range_is_bad_input(repo, emlake, arguments):
 
 def test_the_version_is_told_without_a_command(emlake):
     assert emlake("--version").out.strip() == version("emlake")
+
+
+def test_a_command_that_is_interrupted_says_what_stays(emlake, tmp_path):
+    waits = tmp_path / "config.toml"
+    os.mkfifo(waits)
+    importlib.import_module("transforms.models.training")  # not while the signal comes: half a module would stay
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        answer = emlake("train", waits, tmp_path / "model")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert (answer.code, answer.out) == (130, "")
+    assert answer.err.startswith("interrupted; what was committed stays")
 
 
 def test_what_is_empty_says_so_beside_the_data(repo, emlake):

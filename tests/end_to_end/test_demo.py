@@ -131,6 +131,9 @@ def test_the_commands_to_try_next_work(story, demo_folder, emlake, tmp_path, mon
         assert answer.out
 
 
+SAID = {"added": "added", "removed": "removed", "rebound": "re-bound"}
+
+
 def test_the_six_questions_of_the_readme_have_answers(story, demo_folder):
     repo = lake.open(demo_folder / "repo")
     with repo.snapshot(GOOD, ops="ops") as good, repo.snapshot(FAST, ops="ops") as fast:
@@ -147,7 +150,10 @@ def test_the_six_questions_of_the_readme_have_answers(story, demo_folder):
         ]
         assert len(good.sql("partners_of_neuron", {"root_id": hub})) > 0
         assert good.sql("orphans_by_region", {"min_voxels": 100}).columns
-        assert len(fast.sql("changes_between_releases", attach={"old": good})) > 0
+        changes = {row[0]: row[1] for row in fast.sql("changes_between_releases", attach={"old": good}).rows()}
+        told = {what: story["diff"][f"synapses_{what}"] for what in ("added", "removed", "rebound")}
+        assert told == {what: changes.get(f"synapses {say}", 0) for what, say in SAID.items()}
+        assert changes["roots created"] == story["diff"]["roots_created"]
         carried = fast.sql("releases_with_model", {"model_digest": model}).rows()
         assert [row[0] for row in carried] == [FAST]
 

@@ -1,6 +1,7 @@
 """`emlake scrub` as its user meets it: output, exit codes, the record."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,24 @@ def test_damage_is_exit_code_6_with_the_object_and_what_to_do_on_stdout(folder, 
     assert [fault["keys"] for fault in said["faults"] if fault["kind"] == "object"] == [["_policy/release.toml"]]
     assert said["faults"][0]["first_commit"]
     assert "main" in said["faults"][0]["refs"]
+
+
+def test_doctor_tells_what_scrubs_found(folder, emlake):
+    def told() -> tuple[str, str]:
+        findings = json.loads(emlake("doctor", "--json").out)["findings"]
+        return next((f["state"], f["detail"]) for f in findings if f["what"] == "stored bytes")
+
+    assert told()[0] == "never"
+    emlake("scrub", "--all")
+    assert told()[0] == "ok"
+    path = Path(damage(folder))
+    emlake("scrub", "--all")
+    state, detail = told()
+    assert state == "damaged"
+    assert "emlake scrub" in detail
+    flip(path, 10)
+    emlake("scrub", "--all")
+    assert told()[0] == "ok"
 
 
 @pytest.mark.parametrize("budget", ["lots", "10 parsecs", "-5", "0"])
