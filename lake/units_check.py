@@ -47,7 +47,12 @@ def check_units(repo: Repository, progress: Progress) -> list[Part]:
         for done, commit in enumerate(heads, 1):
             progress(f"{kind}s", done, len(heads))
             for unit in _folders(repo, commit, root):
-                files = _files(repo, commit, unit) if kind == "table" else _metadata(repo, commit, unit)
+                try:
+                    files = _files(repo, commit, unit) if kind == "table" else _metadata(repo, commit, unit)
+                except ServerUnreachable:
+                    raise
+                except LakeError:
+                    continue  # a manifest that cannot be read is reported as itself
                 signature = _signature(unit, files)
                 if signature in seen:
                     seen[signature][1].append(commit)
@@ -97,12 +102,7 @@ def _folders(repo: Repository, commit: CommitId, root: str) -> Iterator[str]:
 
 
 def _files(repo: Repository, commit: CommitId, unit: str) -> Files:
-    try:
-        return {stat.key.removeprefix(unit): stat for stat in repo.list(commit, unit)}
-    except ServerUnreachable:
-        raise
-    except LakeError:
-        return {}
+    return {stat.key.removeprefix(unit): stat for stat in repo.list(commit, unit)}
 
 
 def _metadata(repo: Repository, commit: CommitId, unit: str) -> Files:

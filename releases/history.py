@@ -1,6 +1,6 @@
 """Which releases main has held, read from main's own commits: they are the truth, `ops.releases` is an index."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from lake.clones import origins
@@ -35,19 +35,24 @@ class Release:
 
 
 def history(repo: Repository) -> list[Release]:
-    """List every release that main has held, oldest first, rolled-back ones included."""
+    """List every release that main has held, oldest first, rolled-back ones included.
+
+    Whoever undoes a rollback brings its release back.
+    """
     found: dict[CommitId, Release] = {}
-    ids: dict[CommitId, CommitId] = {}  # also those that commits had where this repository was cloned from
+    # By all ids of a commit, also those that it had where this repository was cloned from.
+    merges: dict[CommitId, CommitId] = {}
+    rollbacks: dict[CommitId, tuple[CommitId, CommitId | None]] = {}  # the release, and what had undone it before
     for commit in reversed(list(repo.log("main", first_parent=True))):
-        undone = ids.get(commit.metadata.get("rollback_of", ""))
+        ids = (commit.id, *origins(commit.metadata))
+        undone = commit.metadata.get("rollback_of", "")
         if "release" in commit.metadata and len(commit.parents) == 2:
             found[commit.id] = _release(commit)
-            ids |= dict.fromkeys((commit.id, *origins(commit.metadata)), commit.id)
-        elif undone is not None:
-            old = found[undone]
-            found[undone] = Release(
-                old.name, old.merge, old.parents, old.qc, old.manifest_digest, old.created, undone_by=commit.id
-            )
+            merges |= dict.fromkeys(ids, commit.id)
+        elif undone in merges or undone in rollbacks:
+            merge, by = (merges[undone], commit.id) if undone in merges else rollbacks[undone]
+            rollbacks |= dict.fromkeys(ids, (merge, found[merge].undone_by))
+            found[merge] = replace(found[merge], undone_by=by)
     return list(found.values())
 
 

@@ -19,7 +19,9 @@ def add_to(app: typer.Typer) -> None:
 def clone(
     source: Annotated[str, typer.Argument(help="The repository to copy: a folder or lakefs://host:port/name.")],
     destination: Annotated[str, typer.Argument(help="Where to: new, empty, or an earlier clone of the same source.")],
-    explain: Annotated[bool, typer.Option("--explain", help="Say what would be copied, and change nothing.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", "--dry-run", help="Only say what would be copied; change nothing.")
+    ] = False,
     verify: Annotated[
         Literal["recorded", "full"],
         typer.Option(

@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 def gc(
     repo: Repo = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--explain", help="Show what would go; remove nothing.")
+        bool, typer.Option("--dry-run", "--explain", help="Only say what would go; remove nothing.")
     ] = False,
     grace: Annotated[
         str,

@@ -97,6 +97,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at the machine and the repository, and say what is wrong and what to do."""
+    from lake.engines.embedded import EmbeddedRepository
     from lake.session import break_lock as break_it
     from lake.session import locks
     from lake.session import sweep as sweep_up
@@ -112,6 +113,8 @@ def doctor(
     else:
         lake = open_repo(where)
         findings.append(("repository", "ok", where))
+        if isinstance(lake, EmbeddedRepository):
+            findings += lake.examine()
         findings += guard.examine(lake) + retention.examine(lake) + stored_bytes(lake)
         if break_lock:
             if break_it(lake, break_lock) is None:
@@ -129,8 +132,9 @@ def doctor(
             {"findings": [dict(zip(("what", "state", "detail"), f, strict=True)) for f in findings], "locks": held}
         )
         return
+    wide = [max(len(finding[column]) for finding in findings) for column in (0, 1)]
     for what, state, detail in findings:
-        typer.echo(f"{what:14} {state:8} {detail}")
+        typer.echo(f"{what:{wide[0]}}  {state:{wide[1]}}  {detail}")
 
 
 @server.command()

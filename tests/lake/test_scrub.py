@@ -165,7 +165,7 @@ def test_what_was_checked_when_is_one_query(repo):
 
 
 def test_the_record_does_not_grow_with_the_number_of_objects(repo):
-    commit(repo, {f"k{n}": n.to_bytes(4, "big") for n in range(3000)})
+    commit(repo, {f"k{n}": n.to_bytes(4, "big") for n in range(300)})
     scrub(repo, budget=None)
     with repo.snapshot("main") as snapshot:
         [count] = snapshot.sql("SELECT count(*) FROM ops.scrubs WHERE kind = 'object'").rows()

@@ -117,3 +117,20 @@ def test_a_damaged_log_object_names_its_table_even_where_the_budget_does_not_rea
         repo.get("work", stat.key)
     report = scrub(repo, budget=1)
     assert any(fault.kind == "table" and fault.tables == ("waivers",) for fault in report.faults)
+
+
+@pytest.mark.slow
+def test_a_volume_whose_names_cannot_be_read_is_told_as_a_damaged_manifest(repo):
+    place = repo.workspace("work", "volumes/v/").path
+    for number in range(8000):  # more than one range of names
+        (place / f"{number:05}").write_bytes(b"x")
+    (place / "info").write_text("{}")
+    repo.commit("work", "a volume")
+    manifests = sorted(path for path in repo.root.glob("manifests/*/*") if path.stat().st_size > 50_000)
+    assert len(manifests) >= 2
+    for path in manifests:
+        flip(path, 1000, 3)
+        again = lake.open(repo.location)  # nothing is known from before
+        assert path.parent.name + path.name in {fault.name for fault in scrub(again, budget=1).faults}
+        again.close()
+        flip(path, 1000, 3)

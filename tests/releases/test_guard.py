@@ -107,6 +107,7 @@ def test_a_cherry_pick_onto_main_is_found_and_blocks_whatever_it_says_of_itself(
         publish(repo, "r2", user="ann")
     eval(caught.value.fix.removeprefix("undo it: "), {"repo": repo})
     assert wrong(repo) == []
+    assert [release.name for release in standing(repo)] == ["r1"]  # it was never away
     make("r3", merge=True)
     assert publish(repo, "r3", user="ann").made
 

@@ -350,7 +350,8 @@ def test_publishing_hashes_only_what_is_new(repo, make, monkeypatch):
     assert not any(key.startswith("volumes/") for key in hashed)
 
 
-STEPS = ("judged", "files-committed", "merged", "tagged")
+SLOW = pytest.mark.slow
+STEPS = (pytest.param("judged", marks=SLOW), "files-committed", "merged", pytest.param("tagged", marks=SLOW))
 
 
 @pytest.mark.parametrize("step", STEPS)

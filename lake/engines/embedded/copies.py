@@ -12,8 +12,8 @@ from lake.engines.embedded.folders import encode_key, walk
 from lake.engines.embedded.history import Node
 from lake.engines.embedded.ranges import digest_of, number_of
 from lake.engines.embedded.trees import overlay
-from lake.engines.embedded.workspaces import load_state
-from lake.errors import CorruptObject, LakeError, RefNotFound
+from lake.engines.embedded.workspaces import State, load_state
+from lake.errors import CorruptObject, RefNotFound
 from lake.integrity import Fault
 from lake.repository import CommitId
 
@@ -85,23 +85,25 @@ def copies_in_workspaces(engine: Engine) -> Iterator[Copy | None]:
     What has been written since is somebody's work: no digest of it is known before it is committed.
     """
     for token in sorted(os.listdir(engine.workspaces.root)):
-        with suppress(LakeError, FileNotFoundError), engine.db.read() as con:
-            state = load_state(con, token)
-            if state is None:
-                raise RefNotFound(token)
-            node = engine.history.node(con, state.base)
-        if state is None:
-            continue
-        tree = engine.trees.load(node.tree)
-        root = str(engine.workspaces.folder(token))
-        for prefix in state.prefixes:
-            shown = sorted((key, value) for key, value in state.shown.items() if key.startswith(prefix))
-            for key, value in overlay(engine.trees.items(tree, prefix), shown):
-                name = key.decode()
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    path = f"{root}/{name}"
-                    if is_sealed(os.lstat(path), digest_of(value), number_of(value)):
-                        yield _copy(engine, value, path, name, workspace=True)
+        # Damaged commits and manifests are reported as themselves, and what has just gone is no damage.
+        with suppress(CorruptObject, RefNotFound, FileNotFoundError):
+            with engine.db.read() as con:
+                state = load_state(con, token)
+                node = engine.history.node(con, state.base) if state else None
+            if state and node:
+                yield from _in_workspace(engine, node, state, str(engine.workspaces.folder(token)))
+
+
+def _in_workspace(engine: Engine, node: Node, state: State, root: str) -> Iterator[Copy | None]:
+    tree = engine.trees.load(node.tree)
+    for prefix in state.prefixes:
+        shown = sorted((key, value) for key, value in state.shown.items() if key.startswith(prefix))
+        for key, value in overlay(engine.trees.items(tree, prefix), shown):
+            name = key.decode()
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path = f"{root}/{name}"
+                if is_sealed(os.lstat(path), digest_of(value), number_of(value)):
+                    yield _copy(engine, value, path, name, workspace=True)
 
 
 def _copy(engine: Engine, value: bytes, path: str, key: str, *, workspace: bool) -> Copy | None:

@@ -61,7 +61,11 @@ class Manifests:
     def _check(self, digest: bytes, faults: list[Fault]) -> bytes | None:
         path = self._path(digest)
         try:
-            block = path.read_bytes()
+            try:
+                block = path.read_bytes()
+            except FileNotFoundError:
+                path = self._path(digest)  # a collector has just condemned it, or put it back
+                block = path.read_bytes()
         except OSError as error:
             wrong = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         else:
