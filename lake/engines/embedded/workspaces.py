@@ -119,19 +119,19 @@ class Workspaces:
             check_representable(key for key, _ in content)
             self._clear(folder, prefix, inner)
             fresh = [item for item in content if not (inner and item[0].startswith(inner))]
+            prefixes = (*(held for held in state.prefixes if held not in inner), prefix)
+            state = State(branch.head, prefixes, {**state.shown, **dict(shown)})
             with Room(self.root.parent) as room:
                 room.need(size for _, value in fresh if (size := number_of(value)) < SMALL)
                 try:
                     fill(self._store, folder, fresh, writable=True)
+                    point("workspace.filled")
+                    self._sync(folder, (key for key, _ in fresh))
+                    with self._db.write() as con:
+                        save_state(con, branch.token, state)
                 except BaseException:
                     self._clear(folder, prefix, inner)
                     raise
-            point("workspace.filled")
-            self._sync(folder, (key for key, _ in fresh))
-            prefixes = (*(held for held in state.prefixes if held not in inner), prefix)
-            state = State(branch.head, prefixes, {**state.shown, **dict(shown)})
-            with self._db.write() as con:
-                save_state(con, branch.token, state)
         target = folder / prefix.decode()
         target.mkdir(parents=True, exist_ok=True)
         return target
