@@ -11,6 +11,7 @@ It hands out no `Location`: there is no folder and no bucket behind it.
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import RLock
@@ -49,6 +50,7 @@ class MemoryRepository(Handle):
         self._blobs: dict[str, bytes] = {}
         self._trees: dict[CommitId, Tree] = {}
         self._commits: dict[CommitId, Commit] = {}
+        self._numbers = count()  # of commits ever made: a forgotten one's id never comes again
         self._branches: dict[str, CommitId] = {}
         self._staging: dict[str, Staging] = {}
         self._tags: dict[str, CommitId] = {}
@@ -215,7 +217,7 @@ class MemoryRepository(Handle):
         now = datetime.now(UTC)
         for newest in [*self._commits.values()][-1:]:
             now = max(now, newest.created + timedelta(microseconds=1))  # a child is always younger than its parents
-        commit_id = hashlib.sha256(f"{len(self._commits)} {parents} {message}".encode()).hexdigest()
+        commit_id = hashlib.sha256(f"{next(self._numbers)} {parents} {message}".encode()).hexdigest()
         frozen = MappingProxyType(dict(metadata))
         self._commits[commit_id] = Commit(commit_id, parents, message, frozen, "model", now)
         self._trees[commit_id] = MappingProxyType(dict(tree))
