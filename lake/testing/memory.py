@@ -11,8 +11,8 @@ It hands out no `Location`: there is no folder and no bucket behind it.
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 from threading import RLock
 from types import MappingProxyType

@@ -186,6 +186,15 @@ def lakefs_repo(lakefs_location: str) -> Iterator[Repository]:
     repo.close()
 
 
+def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP; when it returns no thread of it runs. `SIGCONT` lets it go on."""
+    os.kill(pid, signal.SIGSTOP)
+    # The signal takes effect thread by thread: on a busy machine one may answer a last request first.
+    states = Path(f"/proc/{pid}/task")
+    while any(stat.read_text().rpartition(")")[2].split()[0] not in "TZX" for stat in states.glob("*/stat")):
+        time.sleep(0.001)
+
+
 class MortalServer:
     """A server that may be killed, and started again on the same folder and port."""
 

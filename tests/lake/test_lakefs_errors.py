@@ -32,6 +32,7 @@ from lake.errors import (
     ServerUnreachable,
     StorageError,
 )
+from lake.testing.server import freeze as stop_at_once
 from lake.testing.server import program
 
 EXPECTED = {
@@ -319,7 +320,7 @@ def test_a_server_killed_in_mid_request_leaves_the_old_head_and_the_message_name
 
     def freeze(function, *arguments, **options):
         if function.__name__ in ("commit", "merge_into_branch", "revert_branch"):
-            os.kill(mortal.pid, signal.SIGSTOP)  # from here on the request is sent and nobody answers
+            stop_at_once(mortal.pid)  # from here on the request is sent and nobody answers
             frozen.set()
         return real(function, *arguments, **options)
 

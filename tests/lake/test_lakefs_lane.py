@@ -14,7 +14,7 @@ import lake
 from lake import server
 from lake.engines.lakefs.lane import Answer, Lane
 from lake.errors import ServerUnreachable, StorageError
-from lake.testing.server import program
+from lake.testing.server import freeze, program
 
 
 class Scripted:
@@ -129,7 +129,7 @@ def test_a_server_that_was_stopped_takes_no_upload_and_is_reported_in_under_five
         repo = lake.create(own.location("stopped"))
         repo.put("main", "a", b"1")
         for size in (1, 32 << 20):
-            os.kill(own.pid, signal.SIGSTOP)
+            freeze(own.pid)
             begun = time.monotonic()
             with pytest.raises(ServerUnreachable, match="did not answer in time"):
                 repo.put("main", "b", bytes(size))
