@@ -46,7 +46,7 @@ def scrub(
     limit = None if everything else size(budget)
     screen = Screen(quiet=as_json)
     with screen.step("scrub"):
-        report = check(open_repo(repo), budget=limit, progress=lambda kind, done, of: screen.blocks(kind, done, of))
+        report = check(open_repo(repo), budget=limit, progress=screen.blocks)
     if as_json:
         print_json(report.to_json())
     else:

@@ -24,7 +24,7 @@ def test_doctor_looks_at_the_machine_the_folder_and_the_gate(emlake, place):
 def test_doctor_prints_a_table_with_straight_columns(emlake, place):
     answer = emlake("doctor", "--repo", place)
     found = json.loads(emlake("doctor", "--repo", place, "--json").out)["findings"]
-    lines = answer.out.splitlines()
-    assert len(lines) == len(found)
-    starts = {line.index(finding["detail"], len(finding["what"])) for line, finding in zip(lines, found, strict=True)}
-    assert len(starts) == 1
+    state = max(len(finding["what"]) for finding in found) + 2
+    detail = state + max(len(finding["state"]) for finding in found) + 2
+    table = [(line[:state].rstrip(), line[state:detail].rstrip()) for line in answer.out.splitlines()]
+    assert table == [(finding["what"], finding["state"]) for finding in found]

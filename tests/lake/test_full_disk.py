@@ -132,3 +132,13 @@ def test_half_the_room_changes_nothing_and_the_room_that_is_asked_for_is_enough(
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_wherever_room_ends_nothing_is_half_done(name, points, small_disk, template):
     FullDisk(small_disk, template, OPERATIONS[name]).try_all(points)
+
+
+def test_a_folder_on_a_full_disk_is_examined_and_says_so(small_disk):
+    repo = lake.create(small_disk.root / "repo")
+    small_disk.leave(0)
+    found = {what: state for what, state, _ in repo.examine()}
+    assert (found["format"], found["room"]) == ("ok", "none")
+    small_disk.leave(None)
+    assert "room" not in {what for what, _, _ in repo.examine()}
+    repo.close()
