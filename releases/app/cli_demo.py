@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Folder for sample, repository and report.")] = Path("demo"),
-    seed: Annotated[int, typer.Option("--seed", help="What the sample is made from.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="What the sample is made from.")] = 0,
     repo: Annotated[str | None, typer.Option("--repo", help="Repository; FOLDER/repo if left out.")] = None,
     executor: Annotated[str, typer.Option("--executor", help="serial or processes.")] = "processes",
     as_json: Json = False,

@@ -97,6 +97,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at the machine and the repository, and say what is wrong and what to do."""
+    from lake.clone_plan import LANE
     from lake.engines.embedded import EmbeddedRepository
     from lake.session import break_lock as break_it
     from lake.session import locks
@@ -113,6 +114,8 @@ def doctor(
     else:
         lake = open_repo(where)
         findings.append(("repository", "ok", where))
+        if lake.branches(LANE):
+            findings.append(("clone", "unfinished", "`emlake clone` the same source here again before anything else"))
         if isinstance(lake, EmbeddedRepository):
             findings += lake.examine()
         findings += guard.examine(lake) + retention.examine(lake) + stored_bytes(lake)

@@ -92,12 +92,20 @@ def test_a_wrong_request_is_one_clear_error_and_changes_nothing(repo, emlake, ar
 
 
 @pytest.mark.parametrize(
-    "arguments", [("log", "-n", "0"), ("log", "-n", "-3"), ("qc", "show", "main", "--scope", "regions")], ids=" ".join
+    "arguments",
+    [
+        ("log", "-n", "0"),
+        ("log", "-n", "-3"),
+        ("qc", "show", "main", "--scope", "regions"),
+        ("demo", "new", "--seed", "-1"),
+    ],
+    ids=" ".join,
 )
 def test_a_value_out_of_range_is_bad_input(repo, emlake, arguments):
     answer = emlake(*arguments)
     assert (answer.code, answer.out) == (2, "")
     assert "Invalid value" in answer.err
+    assert not Path("new").exists()
 
 
 def test_the_version_is_told_without_a_command(emlake):

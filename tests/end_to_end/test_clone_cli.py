@@ -5,6 +5,7 @@ import json
 import pytest
 
 import lake
+from lake.testing.crash import python, run
 from releases.setup import DAYS, is_ready
 
 
@@ -26,7 +27,16 @@ def test_clone_explains_copies_and_then_has_nothing_to_do(emlake, tmp_path):
     assert [(c["message"], c["created"]) for c in logs[0]] == [(c["message"], c["created"]) for c in logs[1]]
     assert [c["id"] for c in logs[0]] == [c["metadata"]["cloned_from"] for c in logs[1]]
     assert emlake("clone", source, place, "--verify", "full").out.startswith("copied 0 commits")
-    assert emlake("doctor", "--repo", place).code == 0
+    assert "unfinished" not in emlake("doctor", "--repo", place).out
+
+
+def test_doctor_says_that_a_clone_was_killed(emlake, tmp_path):
+    emlake("init", tmp_path / "lab")
+    code = "import sys, lake; from lake.clone import clone; clone(lake.open(sys.argv[1]), sys.argv[2])"
+    assert run(python(code, tmp_path / "lab", tmp_path / "copy"), kill_at="clone.compared").killed
+    assert "unfinished" in emlake("doctor", "--repo", tmp_path / "copy").out
+    emlake("clone", tmp_path / "lab", tmp_path / "copy")
+    assert "unfinished" not in emlake("doctor", "--repo", tmp_path / "copy").out
 
 
 def test_clone_names_a_branch_that_moved_on_and_ends_with_5_after_the_rest(emlake, tmp_path):
