@@ -8,7 +8,11 @@
         disk.apply(event)
         disk.rebuild(target, rng, "random") # as it may look if the power fails now
 
-What is taken to last:
+Calls of two threads that overlap may have been done in either order. A close is done when it begins (its number may be
+given away at once), all else when it ends, or before another call that could not have succeeded without it: a file is
+moved into a folder whose `mkdir` has not returned yet.
+
+What is taken to last, once the sync has ended, is what was there when it began:
 
 - the bytes, size, mode and times of a file: at `fsync` or `fdatasync` of it;
 - the names in a folder (made, linked, renamed, removed): at `fsync` of that folder, not at that of the file;
@@ -20,25 +24,26 @@ journal gives (ext4, xfs, btrfs): a rename is done or not done, also between two
 it is memory that SQLite makes anew.
 """
 
-import os
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lake.testing.losses import File, Folder, Loss
+from lake.testing.losses import ON_DISK, File, Folder, Loss, Naming, Node, State, lay_down, settle
 from lake.testing.tracing import Event, unquoted
 
 #: Calls that would change files in a way that is not modelled: none may succeed inside the folder.
 UNKNOWN = {"pwritev", "pwritev2", "copy_file_range", "sendfile", "splice", "symlink", "symlinkat", "sync"}
 _TIME = re.compile(r"tv_sec=(\d+), tv_nsec=(\d+)")
 _PART = re.compile(r'iov_base=("[^"]*")')
-_MEMORY = "-shm"
+_NAMING = ("open", "creat", "mkdir", "rename", "link", "unlink", "rmdir")
+_SYNCS = {"fsync", "fdatasync", "syncfs"}
+Asked = tuple[list[tuple[File, State]], list[Naming]]  # what a sync puts on the disk: files as they were, and names
 
 
-Node = File | Folder
-Naming = list[tuple[Folder, str, Node | None]]  # done together or not at all
+class NotYetError(AssertionError):
+    """A call succeeded that could not, as far as we know what was done before it."""
 
 
 @dataclass
@@ -67,8 +72,15 @@ class Disk:
         self.told = b""  # what the process has printed
         self._opened: dict[int, Opened] = {}
         self._late: list[Naming] = []
+        self._begun: dict[int, Event] = {}
+        self._early: dict[int, Opened | None] = {}  # calls done before they ended, with what they opened
+        self._asked: dict[int, Asked] = {}
         self._load(before, self.top, {})
-        self._sync_everything()
+        for _, node in self.nodes():
+            if isinstance(node, File):
+                node.sync(node.state())
+            else:
+                node.safe = dict(node.now)
 
     def _load(self, path: Path, folder: Folder, known: dict[int, File]) -> None:
         for entry in path.iterdir():
@@ -89,20 +101,55 @@ class Disk:
             if isinstance(node, Folder):
                 pending += [(f"{path}/{name}", inner) for name, inner in node.now.items()]
 
-    def _sync_everything(self) -> None:
-        self._late = []
-        for _, node in self.nodes():
-            if isinstance(node, File):
-                node.sync()
-            else:
-                node.safe = dict(node.now)
-        for opened in self._opened.values():
-            if isinstance(opened.node, File):
-                opened.node.sync()
-
     # -- one call -----------------------------------------------------------------------------------------------------
     def apply(self, event: Event) -> bool:
-        """Do what a call did; False if it has nothing to do with the folder."""
+        """Do what a call did; False if nothing was done, or not in the folder."""
+        if not event.begun:
+            return self._do_with_others(event)
+        if event.begun in self._asked:
+            asked = self._asked.pop(event.begun)
+            self._put_on_disk(asked)
+            return any(asked)
+        if event.begun in self._begun:
+            del self._begun[event.begun]
+            return self._do_with_others(event)
+        if event.begun in self._early:
+            if opened := self._early.pop(event.begun):
+                self._opened[event.result] = opened
+            return False
+        if event.call == "close":
+            self._early[event.begun] = None
+            return self._do(event)
+        if event.call in _SYNCS:
+            self._asked[event.begun] = self._would_sync(event)
+        else:
+            self._begun[event.begun] = event
+        return False
+
+    def _do_with_others(self, event: Event) -> bool:
+        """Do a call, and before it what other threads had begun, if it could not have succeeded without."""
+        while True:
+            try:
+                return self._do(event)
+            except NotYetError:
+                if not any(self._do_early(other) for other in list(self._begun.values())):
+                    raise
+
+    def _do_early(self, event: Event) -> bool:
+        """Do a call that has begun, if it changes names; nobody knows the number of what it opens before its end."""
+        if not event.call.startswith(_NAMING):
+            return False
+        opened = dict(self._opened)
+        try:
+            self._do(event)
+        except NotYetError:
+            return False
+        del self._begun[event.begun]
+        self._early[event.begun] = self._opened[event.result] if event.call.startswith("open") else None
+        self._opened = opened
+        return True
+
+    def _do(self, event: Event) -> bool:
         action = getattr(self, f"_{event.call.rstrip('0123456789')}", None)
         if event.call in UNKNOWN:
             assert not self._concerns(event), f"{event.call} is not modelled"
@@ -137,7 +184,7 @@ class Disk:
         for part in parts[:-1]:
             inner = folder.now.get(part)
             if not isinstance(inner, Folder):
-                return None
+                raise NotYetError(f"{text}: there is no folder {part}")
             folder = inner
         return folder, parts[-1]
 
@@ -150,6 +197,8 @@ class Disk:
     def _name(self, *changes: tuple[Folder, str, Node | None]) -> bool:
         for folder, name, node in changes:
             if node is None:
+                if name not in folder.now:
+                    raise NotYetError(f"{name} was taken away, and is not there")
                 del folder.now[name]
             else:
                 folder.now[name] = node
@@ -160,10 +209,14 @@ class Disk:
         self._opened.pop(event.result, None)
         node = self._node(path, at)
         changed = False
+        if node is not None and "O_EXCL" in flags:
+            raise NotYetError(f"{path!r} was made, and is there")
         if node is None:
             place = self._names(path, at)
-            if place is None or "O_CREAT" not in flags:
+            if place is None:
                 return False
+            if "O_CREAT" not in flags:
+                raise NotYetError(f"{path!r} was opened, and is not there")
             node = File(bytearray(), int(_mode[0], 8) & ~0o022, 1_000_000_000)
             changed = self._name((*place, node))
         elif "O_TRUNC" in flags and isinstance(node, File) and node.now:
@@ -247,7 +300,9 @@ class Disk:
             return False
         assert source, "something was moved into the folder"
         assert target, "something was moved out of the folder"
-        node = source[0].now[source[1]]
+        node = source[0].now.get(source[1])
+        if node is None:
+            raise NotYetError(f"{old!r} was renamed, and is not there")
         if target[0].now.get(target[1]) is node:
             return False  # two names of one file: nothing happens
         return self._name((*source, None), (*target, node))
@@ -260,7 +315,8 @@ class Disk:
         node = self._node(old, at)
         if target is None:
             return False
-        assert node, "something was linked into the folder"
+        if node is None:
+            raise NotYetError(f"{old!r} was linked into the folder, and is not there")
         return self._name((*target, node))
 
     def _link(self, event: Event, old: bytes, new: bytes) -> bool:
@@ -308,34 +364,42 @@ class Disk:
 
     # -- syncing ------------------------------------------------------------------------------------------------------
     def _fsync(self, event: Event, fd: str) -> bool:
-        node = self._file(fd)
+        self._put_on_disk(self._would_sync(event))
+        return event.call == "syncfs" or self._file(fd) is not None
+
+    _fdatasync = _syncfs = _fsync
+
+    def _would_sync(self, event: Event) -> Asked:
+        """Say what a sync that begins now puts on the disk."""
+        node = self._file(event.arguments[0])
+        if event.call == "syncfs":
+            files = {node for _, node in self.nodes() if isinstance(node, File)}
+            files |= {opened.node for opened in self._opened.values() if isinstance(opened.node, File)}
+            return [(file, file.state()) for file in files], list(self._late)
         if isinstance(node, File):
-            node.sync()
-        elif isinstance(node, Folder):
-            self._settle_names(node)
-        return node is not None
+            return [(node, node.state())], []
+        return [], self._late_names(node) if node else []
 
-    _fdatasync = _fsync
-
-    def _settle_names(self, synced: Folder) -> None:
-        """Put the names of a folder on the disk, with what came before under the same names in other folders."""
-        lasting: list[Naming] = []
-        late: list[Naming] = []
+    def _late_names(self, folder: Folder) -> list[Naming]:
+        """Give the changes of names in a folder, with what came before under the same names in other folders."""
+        found: list[Naming] = []
         touched: set[tuple[int, str]] = set()
         for naming in reversed(self._late):
             names = {(id(folder), name) for folder, name, _ in naming}
-            if any(folder is synced for folder, _, _ in naming) or names & touched:
+            if any(changed is folder for changed, _, _ in naming) or names & touched:
                 touched |= names
-                lasting.append(naming)
-            else:
-                late.append(naming)
-        for naming in reversed(lasting):
-            _settle(naming, _ON_DISK)
-        self._late = late[::-1]
+                found.append(naming)
+        return found[::-1]
 
-    def _syncfs(self, event: Event, fd: str) -> bool:
-        self._sync_everything()
-        return True
+    def _put_on_disk(self, asked: Asked) -> None:
+        files, namings = asked
+        for file, state in files:
+            file.sync(state)
+        lasting = {id(naming) for naming in namings}
+        for naming in self._late:
+            if id(naming) in lasting:
+                settle(naming, ON_DISK)
+        self._late = [naming for naming in self._late if id(naming) not in lasting]
 
     # -- after the cut ------------------------------------------------------------------------------------------------
     def rebuild(self, target: Path, rng: random.Random, loss: Loss) -> None:
@@ -348,49 +412,4 @@ class Disk:
         loss : {"most", "least", "random"}
             All that was not synced is lost; nothing is; or any choice of it.
         """
-        kept: dict[Folder, dict[str, Node]] = {}
-        share = {"most": 0.0, "least": 1.0, "random": rng.choice((0.1, 0.5, 0.9))}[loss]
-        for naming in self._late:
-            if rng.random() < share:
-                _settle(naming, kept)
-        self._lay_down(self.top, target, rng, loss, (kept, {}, set()))
-
-    def _lay_down(
-        self,
-        folder: Folder,
-        target: Path,
-        rng: random.Random,
-        loss: Loss,
-        state: tuple[dict[Folder, dict[str, Node]], dict[File, Path], set[Folder]],
-    ) -> None:
-        kept, written, seen = state
-        seen.add(folder)
-        target.mkdir()
-        for name, node in kept.get(folder, folder.safe).items():
-            path = target / name
-            if isinstance(node, Folder):
-                if node not in seen:  # it was renamed twice, and one of the two is lost
-                    self._lay_down(node, path, rng, loss, state)
-            elif node in written:
-                os.link(written[node], path)
-            elif not name.endswith(_MEMORY):
-                path.write_bytes(node.left(rng, loss))
-                safe = loss == "most" or (loss == "random" and rng.random() < 0.5)
-                path.chmod(node.safe_mode if safe else node.mode)
-                os.utime(path, ns=(0, node.safe_mtime if safe else node.mtime))
-                written[node] = path
-
-
-def _settle(naming: Naming, kept: dict[Folder, dict[str, Node]]) -> None:
-    """Let a change of names last: in copies of the folders if some are given, else on the disk."""
-    for folder, name, node in naming:
-        names = folder.safe
-        if kept is not _ON_DISK:
-            names = kept.setdefault(folder, dict(folder.safe))
-        if node is None:
-            names.pop(name, None)
-        else:
-            names[name] = node
-
-
-_ON_DISK: dict[Folder, dict[str, Node]] = {}
+        lay_down(self.top, self._late, target, rng, loss)

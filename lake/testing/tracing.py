@@ -8,8 +8,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 CALLS = (
     "open,openat,creat,close,dup,dup2,dup3,write,writev,pwrite64,pwritev,pwritev2,lseek,ftruncate,truncate,fallocate,"
@@ -23,11 +23,25 @@ _RESUMED = re.compile(r"^(\d+) +<\.\.\. \w+ resumed>,? ?(.*)$", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A system call that succeeded: its name, its arguments (byte strings decoded) and its result."""
+    """A system call that succeeded.
+
+    Parameters
+    ----------
+    call : str
+        Its name.
+    arguments : tuple of str or bytes
+        As strace writes them; byte strings are decoded.
+    result : int
+        What it returned.
+    begun : int
+        0 if nothing came between its begin and its end. Else another thread's call did: then there are two events with
+        the same positive number, one for each, and the kernel did what was asked somewhere between the two.
+    """
 
     call: str
     arguments: tuple[str | bytes, ...]
     result: int
+    begun: int = 0
 
 
 def can_record() -> str:
@@ -39,27 +53,45 @@ def can_record() -> str:
 
 
 def record(command: Sequence[str]) -> list[Event]:
-    """Run a command that starts no other process, and give its calls on files in the order in which they ended."""
+    """Run a command that starts no other process, and give its calls on files in the order in which they were seen.
+
+    The order between threads is that of their begins and ends, no more: see `Event.begun`.
+    """
     with tempfile.NamedTemporaryFile("r", encoding="ascii") as trace:
         tracing = ["strace", "-f", "-xx", "-s", str(1 << 24), "-e", f"trace={CALLS}", "-e", "signal=none"]
         done = subprocess.run([*tracing, "-o", trace.name, *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-        return list(_events(trace))
+        return events(trace)
 
 
-def _events(lines: Iterable[str]) -> Iterator[Event]:
-    begun: dict[str, str] = {}
+def events(lines: Iterable[str]) -> list[Event]:
+    """Give the calls in the lines that `strace -f -xx` wrote."""
+    found: list[Event | None] = []
+    begun: dict[str, tuple[int, str]] = {}  # by thread: where in `found` its begin is, and the line
     for raw in lines:
         line = raw.rstrip("\n")
-        if found := _UNFINISHED.match(line):
-            begun[found[1]] = found[2]
-            continue
-        if found := _RESUMED.match(line):
-            rest = found[2]
-            line = f"{found[1]} {begun.pop(found[1])}{'' if rest.startswith(')') else ', '}{rest}"
-        found = _LINE.match(line)
-        if found and int(found[4]) >= 0:
-            yield Event(found[2], tuple(map(_argument, _split(found[3]))), int(found[4]))
+        if half := _UNFINISHED.match(line):
+            begun[half[1]] = (len(found), half[2])
+            found.append(None)
+        elif half := _RESUMED.match(line):
+            place, first = begun.pop(half[1])
+            joint = "" if half[2].startswith(")") else ", "
+            event = _event(f"{half[1]} {first}{joint}{half[2]}")
+            if event and place == len(found) - 1:
+                found[place] = event
+            elif event:
+                found[place] = replace(event, begun=place + 1)
+                found.append(found[place])
+        else:
+            found.append(_event(line))
+    return [event for event in found if event]
+
+
+def _event(line: str) -> Event | None:
+    found = _LINE.match(line)
+    if found is None or int(found[4]) < 0:
+        return None
+    return Event(found[2], tuple(map(_argument, _split(found[3]))), int(found[4]))
 
 
 def _split(text: str) -> list[str]:
