@@ -166,9 +166,13 @@ class FullDisk:
             assert state_of(repo) == outcome
             repo.close()
             return Trial(room, None)
-        assert self._held() <= held, f"of {room} bytes some were not given back"
+        if not self._operation.steps:
+            assert self._held() <= held, f"of {room} bytes some were not given back"
         self._check_told(failed)
         reader = lake.open(repo.location)
+        # TensorStore reports the first chunk that fails while others are still being written: one may come after its
+        # session was thrown away, and goes when the repository is opened next.
+        assert self._held() <= held, f"of {room} bytes some were not given back when it was opened again"
         assert check_whole(reader)
         assert state_of(reader) == before
         reader.close()
