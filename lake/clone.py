@@ -14,7 +14,7 @@ Until the comparison has passed no branch of the destination has moved. A second
 nothing, and leaves alone (and names) a branch that has moved on by itself at the destination.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,10 +25,9 @@ from lake.copying import Copier, Count, compare, stats_of
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, RepositoryNotFound, StorageError
 from lake.locks import read_lock, remove_branch
-from lake.repository import Change, Commit, CommitId, Repository
+from lake.repository import Change, Commit, CommitId, Progress, Repository
 from lake.session import Session
 
-Progress = Callable[[str, int, int], None]
 WAIT_S = 5.0
 _MANY = 16  # changes from which it pays to look for another commit with the same tree
 

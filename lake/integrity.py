@@ -5,7 +5,7 @@ small, it is read anyway to learn what there is, and it is checked whole each ti
 bytes; they are many, and are checked in the order of `lake.scrub`, some in each run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lake.names import unit_of
-from lake.repository import Commit, CommitId
+from lake.repository import Commit, CommitId, Progress
 
-Progress = Callable[[str, int, int], None]  # what is being checked, how much is done, how much there is
 RESTORE = "restore it from a copy of the repository"
 
 

@@ -6,7 +6,7 @@ followed by any chain of `~n` and `^n`; `branch@` is the committed head and `bra
 only). A plain branch name shows staged writes to object reads and means the committed head to everything else.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ CommitId = str
 Metadata = Mapping[str, str]
 ChangeKind = Literal["added", "changed", "removed", "conflict"]
 Strategy = Literal["source-wins", "dest-wins"]
+Progress = Callable[[str, int, int], None]  # long work tells its step, how much of it is done, and how much there is
+Finding = tuple[str, str, str]  # what was looked at, its state, and the detail; what `emlake doctor` prints
 NO_METADATA: Metadata = MappingProxyType({})
 
 

@@ -22,9 +22,9 @@ from lake import scrub_record as record
 from lake.coverage import Region, by_age, extended, joined, members
 from lake.durable import point
 from lake.errors import BadInput, LakeError
-from lake.integrity import Fault, Inspectable, Inspector, Inventory, Part, Progress
+from lake.integrity import Fault, Inspectable, Inspector, Inventory, Part
 from lake.ops import append_rows
-from lake.repository import Repository
+from lake.repository import Progress, Repository
 from lake.scrub_record import FaultId, Memory
 from lake.units_check import check_units
 

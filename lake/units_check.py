@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lake.errors import LakeError, ServerUnreachable
-from lake.integrity import Fault, Part, Progress
-from lake.repository import CommitId, ObjectStat, Repository
+from lake.integrity import Fault, Part
+from lake.repository import CommitId, ObjectStat, Progress, Repository
 
 _AFTER = "\U0010ffff"  # sorts after every key below a folder
 _LOG = re.compile(r"_delta_log/(\d{20})\.json")

@@ -5,12 +5,10 @@ from collections.abc import Collection, Iterator
 from lake.clones import goes_by
 from lake.engines.lakefs.gate import gate_yaml
 from lake.errors import ConflictError, LakeError, ObjectNotFound, RefNotFound
-from lake.repository import Commit, CommitId, Repository
+from lake.repository import Commit, CommitId, Finding, Repository
 from releases.admission import gate_at, refusal
 from releases.policy import POLICY_KEY
 from releases.setup import PROTECTED
-
-Finding = tuple[str, str, str]
 
 
 def check_main(repo: Repository, head: CommitId) -> None:

@@ -7,11 +7,9 @@ and ops by rules so long that they never end.
 
 from collections.abc import Iterator, Mapping
 
-from lake.repository import Repository
+from lake.repository import Finding, Repository
 from releases.history import Release, history
 from releases.setup import DAYS
-
-Finding = tuple[str, str, str]
 
 
 def examine(repo: Repository) -> list[Finding]:

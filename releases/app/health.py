@@ -9,16 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lake.repository import Repository
+    from lake.repository import Finding, Repository
 
 _PACKAGES = (
     "deltalake", "pyarrow", "duckdb", "duckdb-extension-delta", "polars", "tensorstore", "numpy", "torch",
     "great-expectations", "lakefs", "lakefs-sdk",
 )  # fmt: skip
-Finding = tuple[str, str, str]
 
 
-def examine() -> list[Finding]:
+def examine() -> list["Finding"]:
     """Give (what, state, detail) for Python, packages, rooms, memory, disk and the lakeFS program."""
     findings: list[Finding] = [("python", "ok", f"{platform.python_version()} on {sys.platform} {platform.machine()}")]
     for name in _PACKAGES:
@@ -41,7 +40,7 @@ def examine() -> list[Finding]:
     return findings
 
 
-def stored_bytes(repo: "Repository") -> list[Finding]:
+def stored_bytes(repo: "Repository") -> list["Finding"]:
     """Say what the newest scrubs of these very bytes found: a clone is told nothing of its source's."""
     from lake.integrity import Inspectable
     from lake.scrub_record import recall
@@ -64,7 +63,7 @@ def stored_bytes(repo: "Repository") -> list[Finding]:
     return [("stored bytes", "ok", f"read back since {min(checked):%Y-%m-%d %H:%M}, but for what came later")]
 
 
-def _rooms() -> list[Finding]:
+def _rooms() -> list["Finding"]:
     # A package on PyPI is also called `releases`: whichever is installed last would win.
     findings: list[Finding] = []
     homes = {}

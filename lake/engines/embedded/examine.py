@@ -8,8 +8,7 @@ from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import clone, in_threads
 from lake.engines.embedded.layout import FORMAT
 from lake.engines.embedded.mounts import MOUNTS, file_system_of
-
-Finding = tuple[str, str, str]
+from lake.repository import Finding
 
 
 def examine(engine: Engine) -> list[Finding]:

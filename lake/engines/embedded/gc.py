@@ -45,15 +45,13 @@ from lake.engines.embedded.roots import NOT_NEEDED, REASONS, Commits, read_roots
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.views import View, count_links
 from lake.errors import ConflictError, CorruptObject
-from lake.repository import CommitId
+from lake.repository import CommitId, Progress
 
 GRACE_S = 14 * 86_400.0
 WAIT_S = 3600.0  # how long pieces of work that began before may take
 STAGED = "staged"
 FORGOTTEN, UNREFERENCED, VIEWS, LEFTOVERS = "unreachable commits", "unreferenced", "unused views", "leftovers"
 _EACH = 1000  # names between two reports of progress
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

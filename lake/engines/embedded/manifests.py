@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lake.engines.embedded.ranges import FIXED, decode, digest_of, fixed_of
 from lake.engines.embedded.store import Store
-from lake.integrity import RESTORE, Fault, Progress
+from lake.integrity import RESTORE, Fault
+from lake.repository import Progress
 
 _COMPACT = 4_000_000  # records; above this, what is known of each content is merged
 Rows = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]

@@ -14,7 +14,7 @@ from lake.engines.embedded.engine import Engine, kind_of
 from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
-from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, Progress, collect
+from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, collect
 from lake.engines.embedded.history import Branch, check_unprotected, read_staging, stage
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
@@ -28,7 +28,7 @@ from lake.engines.embedded.workspaces import State, Values, save_state
 from lake.errors import BadInput, CorruptObject, NoRoom, ObjectNotFound
 from lake.location import Location
 from lake.names import check_key, check_metadata, check_paths
-from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
+from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Progress, Strategy
 from lake.room import Room
 
 

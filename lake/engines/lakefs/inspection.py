@@ -35,8 +35,8 @@ from lake.engines.lakefs.references import COMMIT_FIELDS, References, commit_fro
 from lake.engines.lakefs.sstable import Damaged, blocks
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import CorruptObject, LakeError, NotFound, ServerUnreachable
-from lake.integrity import Fault, Inventory, Part, Progress
-from lake.repository import Commit, CommitId, ObjectStat, Repository
+from lake.integrity import Fault, Inventory, Part
+from lake.repository import Commit, CommitId, ObjectStat, Progress, Repository
 
 _PIECE = 8 << 20
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
