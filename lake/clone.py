@@ -14,6 +14,7 @@ Until the comparison has passed no branch of the destination has moved. A second
 nothing, and leaves alone (and names) a branch that has moved on by itself at the destination.
 """
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -217,7 +218,8 @@ class _Lanes:
     def __init__(self, dest: Repository, clones: Iterable[CommitId]) -> None:
         self._dest = dest
         self._at: dict[CommitId, str] = {}
-        self._count = 0
+        # A name is never used again: a server remembers for seconds what a branch of that name held.
+        self._run, self._count = secrets.token_hex(4), 0
         known = set(clones)
         for name, head in dest.branches(LANE).items():
             if head in known:
@@ -233,10 +235,8 @@ class _Lanes:
     def at(self, commit: CommitId) -> str:
         """Give a work branch that stands at `commit`."""
         if commit not in self._at:
-            taken = self._dest.branches(LANE)
-            while f"{LANE}{self._count}" in taken:
-                self._count += 1
-            name = f"{LANE}{self._count}"
+            name = f"{LANE}{self._run}-{self._count}"
+            self._count += 1
             self._dest.create_branch(name, commit)
             self._at[commit] = name
         return self._at[commit]

@@ -1,6 +1,7 @@
 """The release gate inside a real server, driven by merges with metadata: no client-side gate stands before it."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -285,3 +286,27 @@ def test_a_revert_on_a_protected_main_needs_no_verdict(repo):
     repo.protect("main")
     repo.revert("main", merged, parent=1)
     assert tree(repo, "main") == tree(repo, f"{merged}^1")
+
+
+@pytest.mark.slow
+def test_branches_made_anew_without_the_gate_commit_while_the_server_forgets_the_old_ones(lakefs_repo):
+    first = lakefs_repo.resolve("main")
+    lakefs_repo.install_gate("main")
+    lakefs_repo.commit("main", "gate")
+    # The server forgets list and file after 5 s and some jitter each; for half of the branches the file goes first.
+    names = [f"work-{number}" for number in range(8)]
+    for name in names:
+        lakefs_repo.create_branch(name, "main")
+        lakefs_repo.put(name, "a", b"1")
+        lakefs_repo.commit(name, "the server reads the actions of this branch")
+        lakefs_repo.delete_branch(name)
+        lakefs_repo.create_branch(name, first)
+    until, done = time.monotonic() + 8.0, 0
+    while time.monotonic() < until:
+        for name in names:
+            lakefs_repo.put(name, "b", str(done).encode())
+            lakefs_repo.commit(name, "there are none now")
+        done += 1
+    for name in names:
+        assert [entry.key for entry in lakefs_repo.list(name)] == ["b"]
+        assert len(list(lakefs_repo.log(name, first_parent=True))) == done + len(list(lakefs_repo.log(first)))

@@ -3,6 +3,9 @@
 Every commit, merge and revert carries a random mark in its metadata. When the answer is lost the log tells by the mark
 whether the request was carried out; a revert, whose answer holds no commit id, is found by it; and two commits of the
 same content within a second stay two (lakeFS's commit id is a hash of the commit, whose time counts seconds).
+
+The server remembers by a branch's *name* which action files it holds. A branch that lost them, or that was deleted and
+made anew elsewhere, is answered 404 on everything that moves it until that memory has faded; so a 404 is asked again.
 """
 
 import secrets
@@ -20,6 +23,9 @@ _MARK = ".emlake.mark"
 _PRIVATE = (".lakefs.", ".emlake.")
 _SEARCHED = 200
 _PATIENCE_S = (0.0, 0.2, 0.6)
+# lakeFS keeps the list of action files for 5 s and up to 2.5 s of jitter, each file as long again.
+_ACTIONS_REMEMBERED_S = 16.0
+_ACTIONS_PAUSE_S = 0.5
 
 
 def public_metadata(metadata: Metadata | None) -> dict[str, str]:
@@ -44,7 +50,7 @@ def land(
     """
     mark = secrets.token_hex(8)
     try:
-        made = send({**metadata, _MARK: mark})
+        made = _send_until_forgotten(wire, branch, lambda: send({**metadata, _MARK: mark}))
     except ServerUnreachable as error:
         if not may_have_arrived(error):
             raise ServerUnreachable(
@@ -60,6 +66,22 @@ def land(
     if made is None:
         raise NotFound(f"the new commit is not among the last {_SEARCHED} of {branch!r}", fix="look at the log")
     return made
+
+
+def _send_until_forgotten(wire: Wire, branch: str, send: Callable[[], CommitId | None]) -> CommitId | None:
+    """Send again while a branch that is there is answered 404: nothing was done, see above."""
+    forgotten = time.monotonic() + _ACTIONS_REMEMBERED_S
+    while True:
+        try:
+            return send()
+        except NotFound as error:
+            try:
+                wire.json(f"/branches/{segment(branch)}", fields=("commit_id",), doing=f"look up branch {branch!r}")
+            except NotFound:
+                raise error from None
+            if time.monotonic() > forgotten:
+                raise
+            time.sleep(_ACTIONS_PAUSE_S)
 
 
 @contextmanager
