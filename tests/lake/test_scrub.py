@@ -93,7 +93,7 @@ def test_a_damaged_object_is_reported_in_each_run_until_it_is_healed(repo):
     flip(path_of(repo, "main", "a"), 77, 5)
     assert [fault.keys for fault in scrub(repo, budget=None).faults] == [("a",)]
     assert [fault.keys for fault in scrub(repo, budget=1).faults] == [("a",)]
-    os.unlink(path_of(repo, "main", "a"))
+    # As the advice says: nobody has told the engine that the file is damaged, and its size and times are the old ones.
     repo.put("main", "again", data)
     repo.commit("main", "heal")
     report = scrub(repo, budget=1)
@@ -110,6 +110,21 @@ def test_a_staged_object_is_checked_in_each_run(repo):
     flip(path, 3)
     [fault] = scrub(repo, budget=1).faults
     assert (fault.kind, fault.keys, fault.commits) == ("staged", ("staged",), 0)
+    repo.put("main", "staged", b"not yet committed")
+    assert scrub(repo, budget=1).ok
+
+
+def test_a_damaged_copy_in_a_workspace_is_healed_by_removing_it_and_resetting_the_branch(repo):
+    commit(repo, {"a": b"small", "b": os.urandom(100)})
+    repo.create_branch("work", "main")
+    copy = repo.workspace("work", "").path / "a"
+    flip(copy, 2)
+    [fault] = scrub(repo, budget=None).faults
+    assert (fault.kind, fault.keys) == ("copy", ("a",))
+    copy.unlink()
+    repo.reset("work")
+    assert copy.read_bytes() == b"small"
+    assert scrub(repo, budget=1).ok
 
 
 def test_a_budget_of_nothing_is_refused(repo):

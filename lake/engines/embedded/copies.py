@@ -32,7 +32,7 @@ class Copy:
     def fix(self) -> str:
         """What to do if it is damaged."""
         if self.workspace:
-            return "write the file again, or reset the branch"
+            return "write the file again, or remove it and reset the branch"
         return "remove the view's folder (two above `volumes` or `tables`): it is made again when somebody reads"
 
 

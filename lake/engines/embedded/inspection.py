@@ -22,10 +22,10 @@ from lake.engines.embedded.files import guarded, is_sealed
 from lake.engines.embedded.history import Node, node_of
 from lake.engines.embedded.layout import FORMAT, MARKER, marker_text
 from lake.engines.embedded.manifests import Manifests
+from lake.engines.embedded.store import HEAL
 from lake.integrity import RESTORE, Fault, Inventory, Part
 from lake.repository import Commit, CommitId, Progress
 
-HEAL = "put and commit the same bytes to heal it, or restore that file from a copy of the repository"
 _BLOCK = 1 << 20
 
 

@@ -33,6 +33,8 @@ from lake.errors import ConflictError, CorruptObject
 from lake.room import Room
 
 R = TypeVar("R")
+#: A new key, since a commit that changes no key is refused.
+HEAL = "put the same bytes under a new key and commit to heal it, or restore that file from a copy of the repository"
 _LOOKS = 4  # a content moves at most from the staged ones to the store, to the trash and back while one looks for it
 _FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})
 
@@ -95,6 +97,10 @@ class Store:
             return self.trash.rescue(digest.hex()) and self._is_sound(path, digest, size)
         return False
 
+    def holds_bytes(self, digest: bytes, size: int) -> bool:
+        """Tell like `holds`, by the bytes in any case: rot leaves a seal as it is, and whoever puts wants it healed."""
+        return self.holds(digest, size) and self._from(digest, "stored before", hash_file) == digest
+
     @staticmethod
     def _is_sound(path: str, digest: bytes, size: int) -> bool:
         stat = os.stat(path)
@@ -115,7 +121,7 @@ class Store:
         state = "damaged" if os.path.exists(self.path(digest)) else "missing"
         return CorruptObject(
             f"object {digest.hex()} ({what}) is {state}: {self.path(digest)}",
-            fix="put and commit the same bytes to heal it, or restore that file from a copy of the repository",
+            fix=HEAL,
         )
 
     # -- in -----------------------------------------------------------------------------------------------------------
