@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import sqlite3
 import threading
 
 import pytest
@@ -77,6 +78,19 @@ def test_grace_counts_from_when_a_branch_or_tag_gave_the_commit_up(repo, monkeyp
         repo.get(tagged, "old")
 
 
+def test_a_new_commit_has_its_grace_period_whoever_gave_it_up(repo, monkeypatch):
+    made = save(repo, "side", {"young": b"y" * 500})
+    repo.delete_branch("side")
+    with sqlite3.connect(repo.root / "refs.sqlite") as con:
+        con.execute("DELETE FROM departed")  # an early version kept no note of what branches gave up
+    con.close()
+    assert repo.collect_garbage(grace_s=WEEK_S).kept["grace"].count == 3
+    assert repo.get(made, "young") == b"y" * 500
+    now = lake.engines.embedded.gc.time.time()
+    monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 2 * WEEK_S)
+    assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
+
+
 def test_what_tags_sessions_staging_and_workspaces_need_stays(repo):
     repo.create_tag("r1", save(repo, "side", {"tagged": b"t" * 99}))
     repo.delete_branch("side")
@@ -97,6 +111,21 @@ def test_what_tags_sessions_staging_and_workspaces_need_stays(repo):
     assert repo.get("r1", "tagged") == b"t" * 99
     assert session.get("worked") == b"w" * 99
     session.abandon()
+    check_whole(repo)
+
+
+def test_the_commit_that_a_workspace_was_filled_from_stays_when_its_branch_has_left_it(repo):
+    start = repo.resolve("main")
+    base = save(repo, "work", {"volumes/a": b"a" * 99})
+    folder = repo.workspace("work", "volumes/").path
+    repo.reset_to("work", start)
+    repo.collect_garbage(grace_s=0)
+    assert repo.commit_info(base).id == base
+    # What is written is compared with it, so that what was not written goes with the branch.
+    (folder / "b").write_bytes(b"b" * 99)
+    repo.commit("work", "written")
+    assert content(repo, "work") == {"volumes/b": b"b" * 99}
+    assert repo.collect_garbage(grace_s=0).commits_removed == 1
     check_whole(repo)
 
 
