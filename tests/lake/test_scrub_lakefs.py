@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -91,6 +93,20 @@ def test_flipped_bits_in_objects_of_a_server_are_found_with_who_is_hit(repo):
     report = scrub(repo, budget=1)
     assert [f for f in report.faults if f.kind == "object"] == []
     assert any(name.startswith("object ") for name in report.healed)
+
+
+@pytest.mark.lakefs
+def test_a_commit_dated_in_the_future_is_scrubbed_and_not_waited_for(repo):
+    like = repo.commit_info(commit(repo, {"early": b"e" * 100}))
+    repo.create_branch("ahead", "main")
+    repo.put("ahead", "late", b"l" * 100)
+    hours = timedelta(hours=5)
+    repo.importer().commit("ahead", replace(like, parents=(like.id,), created=datetime.now(UTC) + hours))
+    report = scrub(repo, budget=None)
+    assert report.ok
+    assert report.never == 0
+    flip(path_of(repo, "ahead", "late"), 7)
+    assert [fault.keys for fault in scrub(repo, budget=None).faults] == [("late",)]
 
 
 @pytest.mark.lakefs

@@ -39,6 +39,7 @@ from lake.integrity import Fault, Inventory, Part
 from lake.repository import Commit, CommitId, ObjectStat, Progress, Repository
 
 _PIECE = 8 << 20
+_SKEW_S = 3  # a commit dated further ahead is none of this moment
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
 _XID = re.compile(r"[0-9a-v]{20}")
 _LOCAL = re.compile(r"local://(/.+)/data/[^/]+/[^/]+")
@@ -91,7 +92,9 @@ class ServerInspector:
             progress("manifests", done, len(commits))
             try:
                 for stat in self._introduced(commit):
-                    self._add(stat, commit.id, max(int(commit.created.timestamp()), _arrival(stat.address)))
+                    born = max(int(commit.created.timestamp()), _arrival(stat.address))
+                    # Dated in the future, it is new to each run until then: checked too often, never too rarely.
+                    self._add(stat, commit.id, min(born, self._until - 1))
             except ServerUnreachable:
                 raise
             except LakeError as error:
@@ -109,14 +112,16 @@ class ServerInspector:
         """Read all commits reachable from branches and tags, none of which may be joined by others unnoticed."""
         faults: list[Fault] = []
         while True:
-            # Births count seconds: the run is made when the second of the newest commit is over.
+            # Births count seconds: the run is made when the second of the newest commit is over. For one that a wrong
+            # clock dated in the future, or that was cloned from such a place, nobody waits.
             answer = self._wire.request("GET", "", doing="ask for the time")
             now = parsedate_to_datetime(answer.headers["Date"]) if "Date" in answer.headers else datetime.now(UTC)
             self._until = int(now.timestamp())
             heads = {**self._names.branches(), **self._names.tags()}
             for ref, head in heads.items():
                 self._walk(ref, head, faults)
-            if all(int(commit.created.timestamp()) < self._until for commit in self._commits.values()):
+            now_s = range(self._until, self._until + _SKEW_S)
+            if not any(int(commit.created.timestamp()) in now_s for commit in self._commits.values()):
                 return faults
             time.sleep(0.3)
 
