@@ -49,7 +49,17 @@ def test_a_damaged_or_incomplete_repository_is_reported(repo):
     (repo.root / "emlake.json").write_text("{")
     with pytest.raises(RepositoryNotFound, match="cannot be read"):
         lake.open(repo.location)
-    (repo.root / "emlake.json").write_text('{"format": 1}')
+    for text in (
+        "[]",
+        "null",
+        '{"format": 1}',
+        '{"engine": "other", "format": 1}',
+        '{"engine": "embedded", "format": 0}',
+    ):
+        (repo.root / "emlake.json").write_text(text)
+        with pytest.raises(RepositoryNotFound, match="not one of ours"):
+            lake.open(repo.location)
+    (repo.root / "emlake.json").write_text('{"engine": "embedded", "format": 1}')
     (repo.root / "refs.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(StorageError, match="database"):
         lake.open(repo.location)

@@ -15,6 +15,7 @@ from lake.engines.embedded.trees import Trees
 from lake.errors import AlreadyExists, FormatTooNew, RepositoryNotFound
 
 FORMAT = 1
+ENGINE = "embedded"
 MARKER = "emlake.json"
 DATABASE = "refs.sqlite"
 MAIN = "main"
@@ -61,7 +62,7 @@ def _lay_out(root: Path) -> None:
 
 def marker_text(version: int) -> str:
     """Write what the marker of a repository of this format says."""
-    return json.dumps({"engine": "embedded", "format": version}) + "\n"
+    return json.dumps({"engine": ENGINE, "format": version}) + "\n"
 
 
 def make_folders(root: Path) -> None:
@@ -85,10 +86,12 @@ def check_openable(root: Path) -> None:
         raise RepositoryNotFound(f"{root} cannot be read: {error.strerror}", fix="ask its owner for access") from error
     except (OSError, ValueError) as error:
         raise RepositoryNotFound(f"{root / MARKER} cannot be read: {error}", fix="restore it from a copy") from error
-    version = marker.get("format")
-    if not isinstance(version, int) or version > FORMAT:
+    version = marker.get("format") if isinstance(marker, dict) else None
+    if type(version) is not int or version < 1 or marker.get("engine") != ENGINE:
+        raise RepositoryNotFound(f"{root / MARKER} is not one of ours: {marker!r:.80}", fix="restore it from a copy")
+    if version > FORMAT:
         raise FormatTooNew(
-            f"{root} has format {version!r}; this emlake reads up to {FORMAT}", fix="install a newer emlake"
+            f"{root} has format {version}; this emlake reads up to {FORMAT}", fix="install a newer emlake"
         )
     check_file_system(root)
     if not (root / DATABASE).is_file():
