@@ -8,7 +8,7 @@ import pytest
 
 import lake
 from lake.coverage import HIGHEST, Region, by_age, extended, joined, members
-from lake.errors import BadInput
+from lake.errors import BadInput, CorruptObject
 from lake.integrity import Inventory
 from lake.scrub import scrub
 from lake.testing.crash import python, run
@@ -151,6 +151,21 @@ def test_a_damaged_object_is_named_with_commits_releases_heads_and_tables(repo):
     assert (fault.first, fault.last, fault.commits) == (first, middle, 2)
     assert (fault.releases, fault.refs, fault.tables) == (("r7",), ("r7",), ("t",))
     assert not {example_free, after} & {fault.first, fault.last}
+
+
+def test_a_damaged_manifest_is_restored_and_others_may_be_hit_worse_than_they_know(repo):
+    commit(repo, {"a": b"a" * 100})
+    largest = max((repo.root / "manifests").glob("*/*"), key=lambda path: path.stat().st_size)
+    flip(largest, 60)
+    report = scrub(repo, budget=None)
+    assert "manifest" in {fault.kind for fault in report.faults}
+    assert any("1 manifest cannot be read" in note for note in report.notes)
+    repo.close()
+    again = lake.open(repo.location)
+    with pytest.raises(CorruptObject) as raised:
+        list(again.list("main"))
+    assert "restore it" in raised.value.fix  # nobody can put one
+    again.close()
 
 
 def test_a_copy_of_the_repository_was_not_checked_by_checking_the_original(repo, tmp_path):

@@ -53,8 +53,9 @@ class Found:
 class Store:
     """Contents by digest, below `root/<first two digits>/<the other 62>`."""
 
-    def __init__(self, root: Path, scratch: Scratch) -> None:
+    def __init__(self, root: Path, scratch: Scratch, *, fix: str = HEAL) -> None:
         self.root = root
+        self._fix = fix  # what to do about a damaged content
         self._text = str(root)
         self._scratch = scratch
         self._can_clone = True  # until the file system says no
@@ -121,7 +122,7 @@ class Store:
         state = "damaged" if os.path.exists(self.path(digest)) else "missing"
         return CorruptObject(
             f"object {digest.hex()} ({what}) is {state}: {self.path(digest)}",
-            fix=HEAL,
+            fix=self._fix,
         )
 
     # -- in -----------------------------------------------------------------------------------------------------------
