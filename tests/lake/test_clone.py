@@ -150,9 +150,12 @@ def test_a_branch_or_tag_that_the_source_made_anew_is_left_alone(source, place):
     assert state(opened(place)) == before
 
 
-def test_a_repository_is_not_cloned_into_itself(source):
-    with pytest.raises(BadInput):
-        clone(source, source.location)
+def test_a_repository_is_not_cloned_into_itself(source, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(source.location)
+    for where in (source.location, link):
+        with pytest.raises(BadInput, match="the source itself"):
+            clone(source, where)
 
 
 def test_while_somebody_publishes_at_the_destination_it_waits_then_refuses(source, place, monkeypatch):
