@@ -371,7 +371,7 @@ class LakeFSRepository(References, Handle):
     def collect_garbage(self, **_: object) -> NoReturn:
         """Raise `BadInput`: only the server's owner can remove objects, with lakeFS's own collector."""
         raise BadInput(
-            f"{self.location} is on a lakeFS server, which removes objects itself; nothing was removed",
+            f"{self.location} is on a lakeFS server, whose own collector removes objects; nothing was removed",
             fix="have its operator run lakeFS garbage collection (the lakefs-spark-client job, not for local storage); "
             "the retention rules that `emlake init` sets keep the branch of every release; `emlake doctor` checks them",
         )
