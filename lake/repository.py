@@ -184,8 +184,8 @@ class Repository(Protocol):
     ) -> CommitId:
         """Turn what is staged into one commit; `NothingToCommit` or `ProtectedBranch` change nothing.
 
-        A key that was both put and written in a workspace is a `ConflictError`. `GateRefused` on a main that has a
-        release gate (`lake.admission`).
+        A key that was both put and written in a workspace is a `ConflictError` (on a server the later one stands).
+        `GateRefused` on a main that has a release gate (`lake.admission`).
         """
         ...
 
