@@ -11,6 +11,7 @@ _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TAG = re.compile(r"(?!.*(\.\.|@\{|\.lock(/|$)))[^\s/~^:?*\[\\\x00-\x1f\x7f.$@-][^\s/~^:?*\[\\\x00-\x1f\x7f$@]*(?<!\.)")
 _PATTERN = re.compile(r"[A-Za-z0-9_*?-]+")
 _COMMIT = re.compile(r"[0-9a-f]{64}")
+MAIN = "main"  # the branch where releases live
 RESERVED_PREFIXES = ("cand-", "session-", "lock.")
 UNIT_ROOTS = ("tables", "volumes", "meshes", "skeletons")
 MAX_KEY_BYTES = 1024

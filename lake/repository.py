@@ -184,7 +184,8 @@ class Repository(Protocol):
     ) -> CommitId:
         """Turn what is staged into one commit; `NothingToCommit` or `ProtectedBranch` change nothing.
 
-        A key that was both put and written in a workspace is a `ConflictError`.
+        A key that was both put and written in a workspace is a `ConflictError` (on a server the later one stands).
+        `GateRefused` on a main that has a release gate (`lake.admission`).
         """
         ...
 
@@ -261,6 +262,8 @@ class Repository(Protocol):
             changes as `dest` is merged: the commit has the tree of `dest` and says that the lines met.)
         DirtyBranch
             `dest` has staged changes. (Staged changes of `source` are ignored.)
+        GateRefused
+            `dest` is a main that has a release gate, and this is no release (`lake.admission`).
         """
         ...
 
@@ -289,7 +292,7 @@ class Repository(Protocol):
         Units hold as for merge. `parent` (from 1) is required for a merge commit, else `BadInput`. An empty message
         and no metadata mean those of `ref`; `cherry-pick-origin` (its id) and `cherry-pick-committer` are added.
         `ConflictError` names the units and keys that `branch` holds otherwise; `NothingToCommit` if it holds the change
-        already (a bare lakeFS makes an empty commit); `DirtyBranch` as for merge.
+        already (a bare lakeFS makes an empty commit); `DirtyBranch` as for merge; `GateRefused` as for commit.
         """
         ...
 

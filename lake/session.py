@@ -156,6 +156,8 @@ class Session:
             The lock was broken, or the branch moved: nothing landed, the work stays on the hidden branch.
         DirtyBranch
             Somebody staged changes on the branch itself; the session stays open.
+        GateRefused
+            The branch is a main that takes releases only (`lake.admission`); the session stays open.
         """
         self._check_open()
         # A landing whose answer never came is not repeated, only tidied.

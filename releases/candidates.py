@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from lake.admission import QC_TABLES
 from lake.digests import canonical_json
 from lake.errors import AlreadyExists, BadInput, ConflictError, NothingToCommit, ObjectNotFound
 from lake.names import check_release
 from lake.repository import CommitId, Repository
-from releases.gate import QC_TABLES, candidate_branch
+from releases.gate import candidate_branch
 from releases.history import current, find, history
 
 QC_PREFIXES = ("_qc/", *QC_TABLES)

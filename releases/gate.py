@@ -1,6 +1,6 @@
 """Judges a candidate by the policy of main. Changes nothing.
 
-Whether a judged candidate may be merged is told by `releases.admission`, and on a server once more inside it.
+Whether a judged candidate may be merged is told by `lake.admission`, which every engine asks.
 """
 
 import math
@@ -16,8 +16,6 @@ from lake.repository import CommitId, Repository
 from releases.history import current
 from releases.policy import Gate, Policy, read_policy
 from releases.verdict import GateResult, Outcome, Verdict, status_of
-
-QC_TABLES = ("tables/qc_metrics/", "tables/qc_results/")
 
 
 def branch_of(name: str) -> str:

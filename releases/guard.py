@@ -1,13 +1,16 @@
-"""Looks at how main came to where it is: every step must be a release that the gate would let in, or its undoing."""
+"""Looks at how main came to where it is: every step must be a release that the gate would let in, or its undoing.
+
+Every engine asks the gate (`lake.admission`) before a merge, a cherry-pick or a commit moves main. Here is found what
+did not ask: a revert that undoes no release, a hard reset, another program, an `emlake` from before.
+"""
 
 from collections.abc import Collection, Iterator
 
+from lake.admission import POLICY_KEY, gate_at, refusal
 from lake.clones import goes_by
 from lake.engines.lakefs.gate import gate_yaml
 from lake.errors import ConflictError, LakeError, ObjectNotFound, RefNotFound
 from lake.repository import Commit, CommitId, Finding, Repository
-from releases.admission import gate_at, refusal
-from releases.policy import POLICY_KEY
 from releases.setup import PROTECTED
 
 
@@ -86,8 +89,10 @@ def examine(repo: Repository) -> list[Finding]:
     for commit, why in strays(repo):
         told = f"{commit.id} ({commit.message!r}): {why + '; ' if why else ''}{_how_to_undo(commit)}"
         findings.append(("rollback" if why else "main", "past gate", told))
-    for commit in repo.log("main", first_parent=True):
+    line = list(repo.log("main", first_parent=True))
+    for commit in line:
         findings += _step(repo, commit)
+    findings += _set_back(repo, {commit.id for commit in line})
     findings += _inside_server(repo)
     return findings
 
@@ -98,6 +103,13 @@ def _step(repo: Repository, commit: Commit) -> Iterator[Finding]:
         why = refusal(repo, head, commit.metadata, dest=dest) or unlike(repo, commit, dest, head)
         if why is not None:
             yield "release", "past gate", f"{name} ({commit.id}) should not have been let in: {why}"
+
+
+def _set_back(repo: Repository, line: Collection[CommitId]) -> Iterator[Finding]:
+    for name, commit in repo.tags().items():
+        if commit not in line and repo.commit_info(commit).metadata.get("release") == name:
+            told = f"release {name} ({commit}) has left its history: set main forward again before you publish"
+            yield "main", "set back", told
 
 
 def _inside_server(repo: Repository) -> Iterator[Finding]:

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lake.admission import POLICY_KEY
 from lake.digests import json_digest
 from lake.errors import BadInput
 from lake.repository import Repository
 
-POLICY_KEY = "_policy/release.toml"
 GRID_KEY = "_policy/grid.json"
 
 

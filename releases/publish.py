@@ -23,7 +23,6 @@ from lake.digests import canonical_json
 from lake.errors import ConflictError, GateRefused, NotFound, StorageError, TableNotFound
 from lake.ops import append_rows
 from lake.repository import CommitId, Repository
-from releases.admission import refusal
 from releases.gate import candidate_branch, judge
 from releases.guard import check_main, unlike
 from releases.history import Release, current, find, history, standing
@@ -103,10 +102,12 @@ def _merge(repo: Repository, release: str, user: str) -> CommitId:
     }
     # From here on a commit, not the branch: whatever is written to it meanwhile was not judged.
     head = repo.resolve(branch)
-    why = refusal(repo, head, metadata)
-    if why is not None:
-        raise GateRefused(f"{branch}: {why}", fix=f"run `emlake qc run {branch}` and publish again")
-    merge = repo.merge(head, "main", f"release {release}", metadata, expect_head=dest)
+    try:
+        merge = repo.merge(head, "main", f"release {release}", metadata, expect_head=dest)
+    except GateRefused as error:
+        raise GateRefused(
+            f"{branch}: {error.message}", fix=f"run `emlake qc run {branch}` and publish again"
+        ) from error
     durable.point("publish.merged")
     _check_landed(repo, dest, head, merge, user)
     return merge

@@ -3,12 +3,13 @@
 import json
 
 import lake
+from lake.admission import POLICY_KEY
 from lake.box import Zyx
 from lake.digests import canonical_json
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
 from lake.errors import AlreadyExists, BadInput, ObjectNotFound
 from lake.repository import Repository
-from releases.policy import GRID_KEY, POLICY_KEY, default_policy, parse_policy
+from releases.policy import GRID_KEY, default_policy, parse_policy
 
 PROTECTED = ("main", "cand-*", "archive", "ops")
 #: Days for which lakeFS's own garbage collection keeps what is behind a branch's head; the empty name: other branches.
@@ -58,7 +59,6 @@ def init(
         grid = {"block_zyx": list(block_zyx), "region_blocks_zyx": [1, 1, 1], "voxel_nm_zyx": list(voxel_nm_zyx)}
         repo.put("main", POLICY_KEY, text, content_type="application/toml")
         repo.put("main", GRID_KEY, canonical_json(grid), content_type="application/json")
-        # The same tree on both engines; only a server runs the action, the client applies the same rules on each.
         repo.put("main", GATE_KEY, gate_yaml(), content_type="application/yaml")
         repo.commit("main", "policy, grid and gate")
     # In one call: a server takes seconds until a rule is in force.

@@ -3,7 +3,8 @@
 Every engine must do what this one does; where a docstring and this code disagree, one of them is wrong. Three rules
 are worth reading first: `threeway.three_way` (merge, revert and cherry-pick by whole units), `_merge_base` and
 `_lookup`. When several things are wrong with one request, the first of these is reported: a malformed argument, a
-missing reference, protection, an unexpected head, staged changes, nothing to do, a conflict.
+missing reference, protection, an unexpected head, staged changes, nothing to do, a conflict, the gate (of a
+commit: right after protection).
 
 It hands out no `Location`: there is no folder and no bucket behind it.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from threading import RLock
 from types import MappingProxyType
 
+from lake import admission
 from lake.errors import (
     AlreadyExists,
     BadInput,
@@ -30,7 +32,7 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location
-from lake.names import check_branch, check_key, check_metadata, check_paths, check_pattern, check_tag
+from lake.names import MAIN, check_branch, check_key, check_metadata, check_paths, check_pattern, check_tag
 from lake.refs import not_found, parse, resolve_steps, unique_prefix
 from lake.replay import check_parent, picked_metadata
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
@@ -38,7 +40,6 @@ from lake.testing import threeway
 from lake.testing.threeway import Tree
 
 Staging = dict[str, ObjectStat | None]
-MAIN = "main"
 
 
 class MemoryRepository(Handle):
@@ -243,6 +244,7 @@ class MemoryRepository(Handle):
         metadata = check_metadata(metadata)
         with self._guard:
             head = self._writable(branch)
+            admission.check_commit(self, branch, head)
             tree = self._staged(branch)
             if not allow_empty and not threeway.two_way(self._trees[head], tree):
                 raise NothingToCommit(f"branch {branch!r} has nothing staged", fix="put or delete something first")
@@ -337,6 +339,8 @@ class MemoryRepository(Handle):
             tree = threeway.three_way(
                 self._trees[base], self._trees[head], self._trees[theirs], (dest, source), strategy, tuple(contested)
             )
+            if admission.watched(self, dest, head, theirs):
+                admission.check_merge(self, head, theirs, metadata, squash=squash)
             return self._move(dest, (head,) if squash else (head, theirs), tree, message, metadata)
 
     def revert(
@@ -373,6 +377,7 @@ class MemoryRepository(Handle):
             tree = threeway.three_way(base, self._trees[head], self._trees[picked.id], (branch, ref))
             if threeway.identities(tree) == threeway.identities(self._trees[head]):
                 raise NothingToCommit(f"{branch!r} holds what {ref!r} changed already", fix="nothing is left to do")
+            admission.check_commit(self, branch, head)
             return self._move(branch, (head,), tree, message or picked.message, picked_metadata(picked, given))
 
     def _check_clean(self, branch: str) -> None:

@@ -12,6 +12,7 @@
 strict xfail that names the exception.
 """
 
+from lake.testing.contract_gate import GateContract
 from lake.testing.contract_history import HistoryContract
 from lake.testing.contract_keys import KeysContract
 from lake.testing.contract_locations import LocationContract
@@ -34,5 +35,6 @@ class RepositoryContract(
     HistoryContract,
     SessionsContract,
     TakeoverContract,
+    GateContract,
 ):
-    """Refs, objects, merges, units, histories and sessions: all that needs no file system."""
+    """Refs, objects, merges, units, histories, sessions and the release gate: all that needs no file system."""

@@ -21,7 +21,8 @@ from lake.engines.embedded import files
 from lake.errors import CorruptObject
 from lake.testing import crash_operations
 from lake.testing.crash import OPENS_WITHIN_S, check_whole, python, working
-from lake.testing.powercut import Disk, File
+from lake.testing.losses import File
+from lake.testing.powercut import Disk
 from lake.testing.tracing import can_record, record
 
 TABLE = crash_operations.__file__

@@ -7,7 +7,8 @@ import pytest
 
 from lake.testing.crash import python
 from lake.testing.losses import File
-from lake.testing.powercut import Disk, NotYetError
+from lake.testing.powercut import Disk
+from lake.testing.syscalls import NotYetError
 from lake.testing.tracing import can_record, events, record
 
 THREADS = """

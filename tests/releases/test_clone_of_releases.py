@@ -109,9 +109,10 @@ def test_on_a_server_and_back_in_a_folder_releases_live_on(source, judge_with, l
             commit.created,
         )
     check_life(source, server, judge_with)
-    fork(server, "stray", {"x": b""})
-    with pytest.raises(GateRefused):
-        server.merge("stray", "main", "past the client")
+    for clone_of_it in (server, back):
+        fork(clone_of_it, "stray", {"x": b""})
+        with pytest.raises(GateRefused):
+            clone_of_it.merge("stray", "main", "no release")
     check_life(source, back, judge_with)
 
 

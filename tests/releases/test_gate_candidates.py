@@ -1,7 +1,8 @@
-"""The client's half of the gate and the server's decide alike on each of these candidates, each half alone.
+"""The gate decides alike on each of these candidates, wherever it is asked.
 
-The client's half is asked by `releases.admission.refusal`; the server's by a bare merge request with the metadata, as
-any other program would send it. Where the two must differ, `ONLY_THE_CLIENT` says why.
+It is asked as a rule, by `lake.admission.refusal`; in the embedded engine and in the client of a server, by `merge`;
+and in the server alone, by a bare merge request with the metadata, as any other program would send it. Where the server
+must differ, `ONLY_THE_CLIENT` says why.
 """
 
 import json
@@ -13,11 +14,11 @@ import lakefs_sdk.exceptions
 import pytest
 
 import lake
+from lake.admission import POLICY_KEY, refusal
 from lake.engines.lakefs.failures import text_of
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
+from lake.errors import ConflictError, GateRefused
 from lake.repository import Repository
-from releases.admission import refusal
-from releases.policy import POLICY_KEY
 
 PUBLISHED = "tables/published/part"
 
@@ -270,8 +271,11 @@ REFUSED: dict[str, tuple[Callable[[Repository], Candidate], str]] = {
         with_data({"_lakefs_actions/note.yaml": b"name: note\non:\n  post-merge: {}\nhooks: []\n"}),
         "together with tables/new/part",
     ),
-    # On a server the merge has nothing to merge, and the gate is not even asked.
-    "rolled back and merged as it was": (rolled_back_and_merged_as_it_was, "main holds what .* lacks|no changes|^$"),
+    # There is nothing to merge, or a conflict, and the gate is not even asked.
+    "rolled back and merged as it was": (
+        rolled_back_and_merged_as_it_was,
+        "main holds what .* lacks|no changes|^$|both changed",
+    ),
 }
 EVERYBODY = gate_yaml().split(b"        check_request()\n        check_verdict()\n")[0]  # rules that nobody calls
 #: A server reads its gate from the candidate: it has no say in what the candidate does to the gate.
@@ -311,6 +315,19 @@ def by_server(repo: Repository, candidate: Candidate) -> str | None:
     return words
 
 
+def by_engine(repo: Repository, candidate: Candidate) -> str | None:
+    """Merge as any user of the library may; give the engine's words if it refused."""
+    before = repo.resolve("main")
+    try:
+        made = repo.merge(candidate.branch, "main", "a release", candidate.metadata)
+    except (GateRefused, ConflictError) as error:
+        assert repo.resolve("main") == before
+        return error.message
+    assert repo.resolve("main") == made != before
+    assert not list(repo.diff(candidate.branch, "main"))
+    return None
+
+
 def agrees(words: str | None, expected: str | None) -> bool:
     return words is None if expected is None else words is not None and re.search(expected, words) is not None
 
@@ -321,20 +338,25 @@ def test_there_are_thirty_candidates_of_both_kinds():
 
 
 @pytest.mark.parametrize("name", [*ALL, *ONLY_THE_CLIENT])
-def test_the_client_decides(tmp_path, name):
+def test_the_embedded_engine_decides_as_the_rule_does(tmp_path, name):
     make, expected = {**ALL, **ONLY_THE_CLIENT}[name]
     repo = ready(lake.create(str(tmp_path / "repo")))
     candidate = make(repo)
-    words = refusal(repo, candidate.branch, candidate.metadata)
-    assert agrees(words, expected), words
+    rule = refusal(repo, candidate.branch, candidate.metadata)
+    assert agrees(rule, expected), rule
+    engine = by_engine(repo, candidate)
+    assert agrees(engine, expected), engine
 
 
 @pytest.mark.lakefs
 @pytest.mark.parametrize("name", ALL)
-def test_the_server_alone_decides_as_the_client_alone(lakefs_repo, name):
+def test_the_server_alone_decides_as_its_client_and_the_rule(lakefs_repo, name):
     make, expected = ALL[name]
     candidate = make(ready(lakefs_repo))
     client = refusal(lakefs_repo, candidate.branch, candidate.metadata)
+    if expected is not None:
+        engine = by_engine(lakefs_repo, candidate)
+        assert agrees(engine, expected), engine
     server = by_server(lakefs_repo, candidate)
     assert (client is None) == (server is None), (client, server)
     assert agrees(client, expected), client
@@ -347,6 +369,7 @@ def test_what_a_candidate_does_to_the_gate_only_the_client_sees(lakefs_repo, nam
     make, expected = ONLY_THE_CLIENT[name]
     candidate = make(ready(lakefs_repo))
     assert agrees(refusal(lakefs_repo, candidate.branch, candidate.metadata), expected)
+    assert agrees(by_engine(lakefs_repo, candidate), expected)
     assert by_server(lakefs_repo, candidate) is None
 
 

@@ -7,10 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 import lake
-from lake import server
+from lake import admission, server
+from lake.engines.embedded import commits
 from lake.engines.embedded.repository import EmbeddedRepository
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
 from lake.errors import ConflictError
+from lake.testing import unasked
 from lake.testing.server import program
 from releases import guard
 from releases.app.cli import app
@@ -45,7 +47,7 @@ def dodge(repo, name: str, gate: bytes | None) -> str:
     repo.put(work, f"_qc/{q}.json", json.dumps({"status": "pass", "commit": q, "dest": dest}).encode())
     repo.put(work, f"_releases/{name}/manifest.json", b"{}")
     repo.commit(work, "verdict")
-    return repo.merge(work, "main", f"release {name}", {"release": name, "qc": q, "expect_dest": dest})
+    return unasked.merge(repo, work, f"release {name}", {"release": name, "qc": q, "expect_dest": dest})
 
 
 @pytest.mark.slow
@@ -64,7 +66,7 @@ def test_a_repository_without_releases_is_not_examined(tmp_path):
 
 def test_a_merge_past_the_client_is_found_and_blocks_until_it_is_undone(repo, make):
     make("r1")
-    stray = repo.merge("cand-r1", "main", "just a merge")
+    stray = unasked.merge(repo, "cand-r1", "just a merge")
     make("r2", merge=True)
     assert wrong(repo) == [("main", "past gate")]
     assert stray in told(repo)
@@ -90,7 +92,7 @@ def test_a_rollback_that_does_not_give_back_what_main_held_is_found(repo, make):
     publish(repo, "r1", user="ann")
     make("r2", merge=True)
     second = publish(repo, "r2", user="ann").release.merge
-    repo.merge("cand-r1", "main", "nothing", {"rollback_of": second}, allow_empty=True)
+    unasked.merge(repo, "cand-r1", "nothing", {"rollback_of": second})
     assert ("rollback", "past gate") in wrong(repo)
 
 
@@ -100,7 +102,7 @@ def test_a_cherry_pick_onto_main_is_found_and_blocks_whatever_it_says_of_itself(
     repo.create_branch("work", "main")
     repo.put("work", "tables/forged/part", b"1")
     forged = repo.commit("work", "forged")
-    picked = repo.cherry_pick("main", forged, metadata={"rollback_of": first})
+    picked = unasked.cherry_pick(repo, forged, {"rollback_of": first})
     assert ("rollback", "past gate") in wrong(repo)
     make("r2")
     with pytest.raises(ConflictError, match=f"past the gate by {picked}") as caught:
@@ -110,6 +112,16 @@ def test_a_cherry_pick_onto_main_is_found_and_blocks_whatever_it_says_of_itself(
     assert [release.name for release in standing(repo)] == ["r1"]  # it was never away
     make("r3", merge=True)
     assert publish(repo, "r3", user="ann").made
+
+
+def test_a_main_that_was_set_back_by_another_program_is_found(repo, make):
+    make("r1")
+    release = publish(repo, "r1", user="ann").release
+    commits.forward(repo._engine, "main", release.merge, release.previous_main)
+    assert wrong(repo) == [("main", "set back")]
+    assert release.merge in told(repo)
+    commits.forward(repo._engine, "main", release.previous_main, release.merge)
+    assert wrong(repo) == []
 
 
 @pytest.mark.parametrize(("gate", "words"), [(None, "main holds no gate"), (FREE_PASS, "gate of another version")])
@@ -141,7 +153,7 @@ class Careless(EmbeddedRepository):
 
     def merge(self, source, dest, message, metadata=lake.repository.NO_METADATA, **options):
         if dest == "main" and self.wanted:
-            source = self.wanted
+            return unasked.merge(self, self.wanted, message, metadata)
         return super().merge(source, dest, message, metadata, **options)
 
 
@@ -163,16 +175,16 @@ def test_a_merge_that_did_not_give_main_the_judged_tree_is_undone(repo, make):
 
 def test_what_is_written_to_the_candidate_after_it_was_judged_does_not_come_along(repo, make, monkeypatch):
     make("r1")
-    judged = publish.__globals__["refusal"]
+    asked = admission.refusal
 
-    def late(repo, source, metadata):
-        words = judged(repo, source, metadata)
+    def late(repo, *options, **more):
+        words = asked(repo, *options, **more)
         with repo.session("cand-r1", owner="late") as session:
             session.put("volumes/em/info", b"too late")
             session.commit("one more thing")
         return words
 
-    monkeypatch.setattr("releases.publish.refusal", late)
+    monkeypatch.setattr("lake.admission.refusal", late)
     merge = publish(repo, "r1", user="ann").release.merge
     assert repo.get(merge, "volumes/em/info") != b"too late"
     assert repo.get("cand-r1", "volumes/em/info") == b"too late"

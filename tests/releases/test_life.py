@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lake
+from lake.admission import refusal
 from lake.box import Box
 from lake.errors import (
     AlreadyExists,
@@ -20,7 +21,6 @@ from lake.errors import (
     NotFound,
     ProtectedBranch,
 )
-from releases.admission import refusal
 from releases.candidates import candidate, refresh
 from releases.diff import release_diff
 from releases.gate import judge

@@ -1,7 +1,7 @@
 """How a branch moves: commit, merge, revert, cherry-pick, reset. Each is prepared, then happens in one transaction."""
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from lake.durable import point
@@ -26,17 +26,23 @@ from lake.engines.embedded.trees import Tree
 from lake.engines.embedded.workspaces import State, Suspect, Values, save_state
 from lake.errors import ConflictError, DirtyBranch, NothingToCommit
 from lake.replay import check_parent, picked_metadata
-from lake.repository import Commit, CommitId, Metadata, Strategy
+from lake.repository import Commit, CommitId, Metadata
 from lake.room import Room
+
+#: Raises if a gate keeps the branch, which is at this head, from moving; asked under the branch's lock.
+Admit = Callable[[CommitId], None]
+#: The same for a merge: asked with the head and the commit that is merged.
+AdmitMerge = Callable[[CommitId, CommitId], None]
 
 ROW = 512  # bytes that the database's log may take for one staged key
 
 
-def commit(engine: Engine, name: str, message: str, metadata: Metadata, *, allow_empty: bool) -> CommitId:
+def commit(engine: Engine, name: str, message: str, metadata: Metadata, admit: Admit, *, allow_empty: bool) -> CommitId:
     """Turn what is pending on a branch into a commit."""
     with engine.locked(name) as branch, engine.turns.working(), Room(engine.root) as room:
         with engine.db.read() as con:
             check_unprotected(con, name)
+        admit(branch.head)
         pending = engine.pending(branch)
         room.need([ROW * len(pending.staged)])
         if pending.state:
@@ -110,18 +116,17 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State, room: Room
 
 def merge(
     engine: Engine,
-    source: str,
-    dest: str,
+    rules: Rules,
     message: str,
     metadata: Metadata,
+    admit: AdmitMerge,
     *,
-    strategy: Strategy | None,
     squash: bool,
     allow_empty: bool,
     expect_head: CommitId | None,
-    contested: Collection[str],
 ) -> CommitId:
-    """Bring what `source` changed since the merge base into branch `dest`."""
+    """Bring what commit `rules.theirs` changed since the merge base into branch `rules.ours`."""
+    source, dest = rules.theirs, rules.ours
     with engine.locked(dest) as branch, engine.turns.working():
         with engine.db.read() as con:
             theirs = engine.history.node(con, engine.history.resolve(con, source))
@@ -135,8 +140,8 @@ def merge(
         base_tree = engine.trees.load(base.tree) if base else engine.trees.empty()
         if not allow_empty and base_tree.digest == theirs.tree:
             raise NothingToCommit(f"{source!r} has nothing that {dest!r} lacks", fix="commit to it first")
-        rules = Rules(dest, source, strategy, tuple(contested))
         tree = _three_way(engine, pending, base_tree, engine.trees.load(theirs.tree), rules)
+        admit(branch.head, theirs.commit.id)
         point("merge.manifest-written")
         parents = [pending.node] if squash else [pending.node, theirs]
         return _land(engine, pending, tree, parents, message, metadata, "merge")
@@ -156,7 +161,7 @@ def revert(engine: Engine, name: str, ref: str, parent: int | None, message: str
 
 
 def cherry_pick(
-    engine: Engine, name: str, ref: str, parent: int | None, message: str, metadata: Metadata | None
+    engine: Engine, name: str, ref: str, parent: int | None, message: str, metadata: Metadata | None, admit: Admit
 ) -> CommitId:
     """Bring what commit `ref` changed into a branch."""
     with engine.locked(name) as branch, engine.turns.working():
@@ -165,6 +170,7 @@ def cherry_pick(
         tree = _three_way(engine, pending, before, engine.trees.load(picked.tree), Rules(name, ref))
         if tree.digest == pending.tree.digest:
             raise NothingToCommit(f"{name!r} holds what {ref!r} changed already", fix="nothing is left to do")
+        admit(branch.head)
         point("cherry-pick.manifest-written")
         entries = picked_metadata(picked.commit, metadata)
         return _land(engine, pending, tree, [pending.node], message or picked.commit.message, entries, "cherry-pick")

@@ -4,10 +4,12 @@ import hashlib
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import get_args
 
+from lake import admission
 from lake.durable import point
 from lake.engines.embedded import commits
 from lake.engines.embedded.engine import Engine, kind_of
@@ -19,7 +21,7 @@ from lake.engines.embedded.history import Branch, check_unprotected, read_stagin
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
 from lake.engines.embedded.layout import check_openable, make_repository
-from lake.engines.embedded.merging import changes
+from lake.engines.embedded.merging import Rules, changes
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
 from lake.engines.embedded.references import References
 from lake.engines.embedded.touching import touches
@@ -233,7 +235,8 @@ class EmbeddedRepository(References, Handle):
         self, branch: str, message: str, metadata: Metadata = NO_METADATA, *, allow_empty: bool = False
     ) -> CommitId:
         """Turn what is pending into one commit; when it returns it survives a power cut."""
-        return commits.commit(self._engine, branch, message, check_metadata(metadata), allow_empty=allow_empty)
+        entries = check_metadata(metadata)
+        return commits.commit(self._engine, branch, message, entries, self._admit(branch), allow_empty=allow_empty)
 
     @guarded
     def reset(self, branch: str) -> None:
@@ -320,17 +323,21 @@ class EmbeddedRepository(References, Handle):
         """Merge `source` into branch `dest` by whole units."""
         if strategy is not None and strategy not in get_args(Strategy):
             raise BadInput(f"strategy {strategy!r} is unknown", fix="use 'source-wins', 'dest-wins' or none")
+        entries = check_metadata(metadata)
+
+        def admit(head: CommitId, theirs: CommitId) -> None:
+            if admission.watched(self, dest, head, theirs):
+                admission.check_merge(self, head, theirs, entries, squash=squash)
+
         return commits.merge(
             self._engine,
-            source,
-            dest,
+            Rules(dest, source, strategy, tuple(contested)),
             message,
-            check_metadata(metadata),
-            strategy=strategy,
+            entries,
+            admit,
             squash=squash,
             allow_empty=allow_empty,
             expect_head=expect_head,
-            contested=contested,
         )
 
     @guarded
@@ -352,7 +359,10 @@ class EmbeddedRepository(References, Handle):
     ) -> CommitId:
         """Bring what commit `ref` changed into `branch` by a new commit."""
         given = None if metadata is None else check_metadata(metadata)
-        return commits.cherry_pick(self._engine, branch, ref, parent, message, given)
+        return commits.cherry_pick(self._engine, branch, ref, parent, message, given, self._admit(branch))
+
+    def _admit(self, branch: str) -> commits.Admit:
+        return partial(admission.check_commit, self, branch)
 
 
 def _key_bytes(key: str) -> bytes | None:

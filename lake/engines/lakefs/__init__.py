@@ -3,7 +3,8 @@
 `address` finds server and keys, `wire` carries requests, `failures` translates what goes wrong, `repository` is the
 engine, `objects` the part of it that carries bytes, `protection` waits for rules to be in force. `merging` adds what
 lakeFS's merge and revert lack (whole units, an expected head), `threeway` finds out whether they are right, `landing`
-whether a branch moved when an answer was lost. `gate` is the release gate that runs inside the server.
+whether a branch moved when an answer was lost. `gate` is the release gate that runs inside the server, by the rule of
+`lake.admission`.
 """
 
 from typing import TYPE_CHECKING, Any

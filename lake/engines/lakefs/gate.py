@@ -1,7 +1,7 @@
 """The release gate that runs inside a lakeFS server, as an action on what moves `main`.
 
 It is the second lock: lakeFS reads actions from the *source* commit, so a branch without the file, or with another
-one, merges unchecked. The first lock is the client (`releases.gate`), which refuses such a source before it asks.
+one, merges unchecked. The first lock is the client (`lake.admission`), which refuses such a source before it asks.
 
 The merge must carry the metadata
 
@@ -16,7 +16,7 @@ first parent of the commit to be is the head that the server is about to replace
 comparing `expect_dest` with it closes the race of two publishers. The second parent is the commit that is merged: the
 name of a branch would show what is staged on it and not merged. A squash merge has no second parent.
 
-`releases.admission` says the same in the same words, rule by rule and in this order; a test holds them together.
+`lake.admission` says the same in the same words, rule by rule and in this order; a test holds them together.
 
 Protection leaves two more ways onto main, which no release needs: a cherry-pick, and an import (which the server treats
 as a commit). Both are refused. For these the server reads the action from main itself, so nothing that is picked or
@@ -27,6 +27,8 @@ GATE_KEY = "_lakefs_actions/release_gate.yaml"
 # What the server's log of its actions calls them.
 ACTION, HOOK = "release gate", "judged"
 NO_RELEASE = "this merge is not a release: use `emlake release publish`"
+ONLY_RELEASES = "main takes releases and their undoing, nothing else: use `emlake release publish`"
+SQUASHED = "a squash merge is not a release"
 
 # `diff_refs` is three-dot: "what did the right side change since both were one". So equality of two lines takes both
 # directions. The server's Lua has no string.match; its regexp module has Go's syntax.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lake import admission
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.landing import after_landing, land
 from lake.engines.lakefs.threeway import Plan, changed_keys, differ, merge_base, plan_merge, plan_replay, rehearse
@@ -81,6 +82,9 @@ def merge(repo: "LakeFSRepository", wire: Wire, request: MergeRequest) -> Commit
             )
         plan = plan_merge(wire, base, head, theirs, request.contested)
         plan.check(request.names, decided=request.strategy is not None)
+        # A gate that the source alone brings the server runs itself.
+        if admission.watched(repo, request.dest, head):
+            admission.check_merge(repo, head, theirs, request.metadata, squash=request.squash)
         try:
             merged = _merge_planned(repo, wire, request, plan)
         except _Moved:

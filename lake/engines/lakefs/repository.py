@@ -206,7 +206,16 @@ class LakeFSRepository(References, Handle):
         return self._location(self.resolve(ref), prefix, writable=False)
 
     def workspace(self, branch: str, prefix: str) -> Location:
-        """Give `s3://name/<branch>/prefix`: what is written there is staged at once."""
+        """Give `s3://name/<branch>/prefix`: what is written there is staged at once.
+
+        A key both put and written here is no conflict, as it is in a folder: the later one stands, whole. The server
+        stages one entry a key, and of the earlier upload nothing is left for a commit to find. A put over a write could
+        be refused (a mark in the metadata of puts, `If-Match` against what is staged). A write over a put could not:
+        libraries write here without conditions, the mark goes with the put, and what one process remembers of its puts
+        does not know of workers that write, nor of what they write between the look and the commit. That takes a record
+        staged beside each put (twice the requests), or a hidden branch for workspaces (two commits and a merge for each
+        commit).
+        """
         self.head(branch)
         self._protection.check(branch)
         return self._location(branch, prefix, writable=True)

@@ -1,27 +1,64 @@
-"""Says whether a judged candidate may be merged into main: the client's half of the gate.
+"""What may become the head of main: the release gate, the same on every engine.
 
-The other half runs inside a lakeFS server (`lake.engines.lakefs.gate`): the same rules in the same order and words. But
-a server reads its half from the candidate itself, so what a candidate does to the gate is judged here alone.
+A repository has a gate if main holds the file `GATE_KEY` (`emlake init` puts it there); one without takes anything.
+With a gate main takes releases and their undoing, nothing else:
+
+=============  =======================================================================================================
+merge          `refusal` must have nothing against it, and it may not squash
+cherry-pick    never
+commit         never, but for the one that lays down the gate
+revert         always, since it is how a release is undone
+reset_to       as protection says, and `emlake init` protects main
+=============  =======================================================================================================
+
+Whether a merge is a release is told by what the commits hold, so that every engine can ask as main is about to move:
+the embedded one under the lock of the branch; a lakeFS server by a program (`lake.engines.lakefs.gate`: the same rules
+in the same order and words), and its client first, for a server reads that program from the candidate itself, and what
+the candidate does to it is judged here alone.
+
+What does not ask gets past: a revert that undoes what is good, a hard reset where protection is lifted, another program
+that writes in the folder or sends a server a candidate without the gate. `emlake doctor` names each such commit, and
+nothing is published until it is undone (`releases.guard`).
 """
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from lake.clones import goes_by
-from lake.engines.lakefs.gate import GATE_KEY, NO_RELEASE, gate_yaml
-from lake.errors import ObjectNotFound, RefNotFound
-from lake.names import is_commit_id
-from lake.repository import CommitId, Repository
-from releases.gate import QC_TABLES
-from releases.policy import POLICY_KEY
+from lake.engines.lakefs.gate import GATE_KEY, NO_RELEASE, ONLY_RELEASES, SQUASHED, gate_yaml
+from lake.errors import GateRefused, ObjectNotFound, RefNotFound
+from lake.names import MAIN, is_commit_id
+from lake.repository import CommitId, Metadata, Repository
 
+POLICY_KEY = "_policy/release.toml"
+QC_TABLES = ("tables/qc_metrics/", "tables/qc_results/")  # what measuring a candidate adds to it
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ACTIONS = "_lakefs_actions/"
+_FIX = "put the work on a candidate: `emlake release candidate`, `qc run`, `release publish`; revert undoes a release"
 
 
-def refusal(repo: Repository, source: str, metadata: Mapping[str, str], *, dest: CommitId | None = None) -> str | None:
+def watched(repo: Repository, branch: str, *commits: CommitId) -> bool:
+    """Tell whether a gate looks at what moves `branch`: it is main, and one of `commits` holds the gate."""
+    if branch != MAIN:
+        return False
+    return any(entry.key == GATE_KEY for commit in commits for entry in repo.list(commit, GATE_KEY, limit=1))
+
+
+def check_merge(repo: Repository, head: CommitId, source: CommitId, metadata: Metadata, *, squash: bool) -> None:
+    """Raise `GateRefused` unless main, which is at `head` and has a gate, may be merged with `source`."""
+    why = SQUASHED if squash else refusal(repo, source, metadata, dest=head)
+    if why is not None:
+        raise GateRefused(f"merge {source[:12]} into {MAIN!r}: {why}", fix=_FIX)
+
+
+def check_commit(repo: Repository, branch: str, head: CommitId) -> None:
+    """Raise `GateRefused` if `branch`, which is at `head`, takes no commit or cherry-pick."""
+    if watched(repo, branch, head):
+        raise GateRefused(f"commit on {branch!r}: {ONLY_RELEASES}", fix=_FIX)
+
+
+def refusal(repo: Repository, source: str, metadata: Metadata, *, dest: CommitId | None = None) -> str | None:
     """Say why a merge of `source` into main must not happen, or None if it may.
 
     Parameters
@@ -33,7 +70,7 @@ def refusal(repo: Repository, source: str, metadata: Mapping[str, str], *, dest:
         The head of main that the merge replaces; the present one if None.
     """
     head = repo.resolve(source)
-    dest = repo.resolve("main") if dest is None else dest
+    dest = repo.resolve(MAIN) if dest is None else dest
     return (
         _of_request(repo, metadata, dest)
         or _of_verdict(repo, head, metadata["qc"], dest)
@@ -43,7 +80,7 @@ def refusal(repo: Repository, source: str, metadata: Mapping[str, str], *, dest:
     )
 
 
-def _of_request(repo: Repository, metadata: Mapping[str, str], dest: CommitId) -> str | None:
+def _of_request(repo: Repository, metadata: Metadata, dest: CommitId) -> str | None:
     if any(name not in metadata for name in ("release", "qc", "expect_dest")):
         return NO_RELEASE
     if not _RELEASE.fullmatch(metadata["release"]):
