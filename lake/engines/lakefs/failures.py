@@ -15,7 +15,7 @@ status    when (lakeFS 1.84)                                   becomes (unless t
 429       too many requests                                    `ServerUnreachable`
 500, 501  broken action file, bad expression, lost race        `StorageError`
 502-504   a proxy in front found no server                     `ServerUnreachable`
-(none)    refused, reset, timed out                            `ServerUnreachable`
+(none)    refused, reset, timed out, not even a health         `ServerUnreachable`
 ========  ===================================================  ==========================================
 
 The text of an answer is shown, never tested: it changes between versions.
@@ -37,6 +37,7 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import TimeoutError as NoAnswerInTime
 
+from lake import reach
 from lake.errors import (
     BadInput,
     ConflictError,
@@ -67,6 +68,9 @@ _BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
 }
 
 
+#: Ends the message of a request that changes something, where it may have been carried out without an answer.
+UNSURE = "; whether it was carried out is not known"
+_ARRIVED = frozenset({"sent", "slow", "silent"})
 _START = "start the server (`emlake server start`) or correct the address"
 #: Reasons why no answer came, the first that fits; the last word says how far the request went.
 _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
@@ -77,6 +81,12 @@ _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
     (ConnectTimeoutError, "{origin} did not answer in time", _START, "refused"),
     (socket.gaierror, "the name in {origin} is not known", "correct the address", "refused"),
     (ConnectionRefusedError, "nothing answers at {origin}", _START, "unsent"),
+    (
+        reach.Gone,
+        "{origin} did not answer in time, nor when it was asked whether it lives",
+        f"look at the server's process and the network; {_START}",
+        "silent",
+    ),
     (
         (NoAnswerInTime, TimeoutError),
         "{origin} did not answer in time",
@@ -95,8 +105,8 @@ def from_status(status: int, text: str, doing: str) -> LakeError:
     return error
 
 
-def from_exception(problem: Exception, doing: str, origin: str) -> LakeError:
-    """Translate what the client library or the network raised."""
+def from_exception(problem: Exception, doing: str, origin: str, *, changes: bool = False) -> LakeError:
+    """Translate what the client library or the network raised; `changes` says that the request is more than a read."""
     if isinstance(problem, ApiException) and problem.status:
         return from_status(int(problem.status), text_of(problem.body), doing)
     reason: object = problem
@@ -104,16 +114,32 @@ def from_exception(problem: Exception, doing: str, origin: str) -> LakeError:
         reason = problem.reason  # status 0: the client's way to report a failed TLS handshake
     elif isinstance(problem, MaxRetryError) and problem.reason is not None:
         reason = problem.reason
+    reason = _gone_behind(problem) or reason
     error: LakeError
-    for kinds, what, fix, reach in _NO_ANSWER:
+    for kinds, what, fix, went in _NO_ANSWER:
         if isinstance(reason, kinds):
-            error = ServerUnreachable(f"{doing}: {what.format(origin=origin, reason=_one_line(reason))}", fix=fix)
-            error.reach = reach  # type: ignore[attr-defined]
+            told = f"{doing}: {what.format(origin=origin, reason=_one_line(reason))}"
+            error = ServerUnreachable(told + (UNSURE if changes and went in _ARRIVED else ""), fix=fix)
+            error.reach = went  # type: ignore[attr-defined]
             return error
     return StorageError(
         f"{doing}: {type(problem).__name__}: {_one_line(problem)}",
         fix="report this; the server may be of a version this client does not know",
     )
+
+
+def _gone_behind(problem: BaseException | None) -> reach.Gone | None:
+    """Find what a watched socket raised below the errors that `urllib3` made of it."""
+    while problem is not None and not isinstance(problem, reach.Gone):
+        problem = problem.__cause__ or problem.__context__
+    return problem
+
+
+def unsent(problem: Exception, doing: str, origin: str) -> LakeError:
+    """Make the error for a request that was not sent, because its server was found gone just before."""
+    error = from_exception(problem, doing, origin)
+    error.reach = "refused"  # type: ignore[attr-defined]
+    return error
 
 
 def status_of(error: LakeError) -> int:
@@ -123,7 +149,7 @@ def status_of(error: LakeError) -> int:
 
 def may_have_arrived(error: LakeError) -> bool:
     """Tell whether a request that got no answer may have been carried out all the same."""
-    return getattr(error, "reach", "") in ("sent", "slow")
+    return getattr(error, "reach", "") in _ARRIVED
 
 
 def may_repeat(error: LakeError, *, safe: bool) -> bool:
@@ -131,9 +157,14 @@ def may_repeat(error: LakeError, *, safe: bool) -> bool:
     if status_of(error):
         # 429 is given before anything is done; what stands in front of a server may say 502-504 after it was.
         return status_of(error) == 429 or (safe and status_of(error) in (502, 503, 504))
-    reach = getattr(error, "reach", "")
+    went = getattr(error, "reach", "")
     # After a time-out the caller has waited long enough.
-    return reach == "unsent" or (safe and reach == "sent")
+    return went == "unsent" or (safe and went == "sent")
+
+
+def is_lost(error: LakeError) -> bool:
+    """Tell whether an error says that the server is gone now, whatever became of the request."""
+    return getattr(error, "reach", "") in ("unsent", "refused", "silent")
 
 
 def text_of(body: Any) -> str:
