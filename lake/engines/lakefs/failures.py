@@ -14,11 +14,13 @@ status    when (lakeFS 1.84)                                   becomes (unless t
 423       branch locked by a commit                            `ConflictError`
 429       too many requests                                    `ServerUnreachable`
 500, 501  broken action file, bad expression, lost race        `StorageError`
+400, 500  its own disk is full, its quota used up              `NoRoom`
 502-504   a proxy in front found no server                     `ServerUnreachable`
 (none)    refused, reset, timed out, not even a health         `ServerUnreachable`
 ========  ===================================================  ==========================================
 
-The text of an answer is shown, never tested: it changes between versions.
+The text of an answer is shown, not tested: it changes between versions. The exception is lack of room, for which the
+server has no status: what the operating system says is in the text of its 400 (a commit) or 500.
 """
 
 import json
@@ -44,12 +46,14 @@ from lake.errors import (
     CorruptObject,
     GateRefused,
     LakeError,
+    NoRoom,
     NotAuthorized,
     NotFound,
     ProtectedBranch,
     ServerUnreachable,
     StorageError,
 )
+from lake.room import code_in
 
 _BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
     400: (BadInput, "correct the request"),
@@ -97,10 +101,32 @@ _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
 )
 
 
-def from_status(status: int, text: str, doing: str) -> LakeError:
-    """Make the error for an answer with this status; `doing` says what was asked, as in "commit 'work'"."""
+def from_status(status: int, text: str, doing: str, size: int = 0) -> LakeError:
+    """Make the error for an answer with this status.
+
+    Parameters
+    ----------
+    doing : str
+        What was asked, as in "commit 'work'".
+    size : int
+        Bytes that the server was to store; 0 if nobody knows.
+    """
+    if status in (400, 500) and (code := code_in(text)):
+        return _no_room(status, text, doing, size, code)
     cls, fix = _BY_STATUS.get(status, (StorageError, "see the server's log"))
     error = cls(f"{doing}: {text}" if text else f"{doing}: the server answered {status}", fix=fix)
+    error.status = status  # type: ignore[attr-defined]
+    return error
+
+
+def _no_room(status: int, text: str, doing: str, size: int, code: int) -> NoRoom:
+    needed = f"about {size:,} bytes are needed" if size else "more is needed than there is"
+    error = NoRoom(
+        f"{doing}: the server has no room ({needed}): {text}",
+        fix="make room on the server's disk, then repeat the command: it goes on from what is whole",
+        needed=size,
+        code=code,
+    )
     error.status = status  # type: ignore[attr-defined]
     return error
 

@@ -141,7 +141,7 @@ class Wire:
         def send() -> bytes:
             answer = lane.post(below, given, data, size)
             if not 200 <= answer.status < 300:
-                raise from_status(answer.status, text_of(answer.data), doing)
+                raise from_status(answer.status, text_of(answer.data), doing, size)
             return answer.data
 
         return self._attempt(send, doing=doing, safe=True, changes=True)
