@@ -276,6 +276,11 @@ class StageFailed(LakeError):
     exit_code = 7
 
 
+#: Errors that say nothing about the data. Whoever reads many things and notes which of them are damaged or missing lets
+#: these through: a server that was away for a second must not be told as damage.
+OF_THE_MACHINE = (NoRoom, ServerUnreachable, NotAuthorized)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Phrase the closest known name as a question to put into a `fix`, or list what is known."""
     options = sorted(known)

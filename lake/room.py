@@ -93,8 +93,13 @@ def code_of(error: BaseException, root: Path | str) -> int:
         if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0:
             return errno.EFBIG
         return errno.ENOSPC if free_below(root)[1] < TRANSACTION else 0
-    text = str(error).lower()
-    return next((code for sign, code in _SIGNS.items() if sign in text), 0)
+    return code_in(str(error))
+
+
+def code_in(text: str) -> int:
+    """Give the errno that a sentence about lack of room stands for, or 0."""
+    lowered = text.lower()
+    return next((code for sign, code in _SIGNS.items() if sign in lowered), 0)
 
 
 class Room:

@@ -180,8 +180,8 @@ class Session:
     def suspend(self) -> None:
         """Leave work and lock as they are, for whoever opens the next session on this branch; closes this one."""
         self._check_open()
-        self._check_hold()
         with _remembered(self._lock.commit, keep=True):
+            self._check_hold()
             self._repo.create_tag(suspended_tag(self.branch, self._lock.commit), self._lock.commit)
         self._state = "closed"
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lake.errors import LakeError, ServerUnreachable
+from lake.errors import OF_THE_MACHINE, LakeError
 from lake.integrity import Fault, Part
 from lake.repository import CommitId, ObjectStat, Progress, Repository
 
@@ -36,7 +36,7 @@ def check_units(repo: Repository, progress: Progress) -> list[Part]:
         heads: Heads = {}
         for ref, commit in {**repo.branches(), **repo.tags()}.items():
             heads.setdefault(commit, []).append(ref)
-    except ServerUnreachable:
+    except OF_THE_MACHINE:
         raise
     except LakeError as error:
         return [Part("table", 0, 0, (Fault("table", "", f"branches cannot be listed: {error.message}", error.fix),))]
@@ -49,7 +49,7 @@ def check_units(repo: Repository, progress: Progress) -> list[Part]:
             for unit in _folders(repo, commit, root):
                 try:
                     files = _files(repo, commit, unit) if kind == "table" else _metadata(repo, commit, unit)
-                except ServerUnreachable:
+                except OF_THE_MACHINE:
                     raise
                 except LakeError:
                     continue  # a manifest that cannot be read is reported as itself
@@ -89,7 +89,7 @@ def _folders(repo: Repository, commit: CommitId, root: str) -> Iterator[str]:
     while True:
         try:
             stat = next(iter(repo.list(commit, root, after=after, limit=1)), None)
-        except ServerUnreachable:
+        except OF_THE_MACHINE:
             raise
         except LakeError:
             return  # a manifest that cannot be read is reported as itself
@@ -125,7 +125,7 @@ def _volume(repo: Repository, commit: CommitId, unit: str, files: Files) -> Iter
     for name in files:
         try:
             json.loads(repo.get(commit, unit + name))
-        except ServerUnreachable:
+        except OF_THE_MACHINE:
             raise
         except LakeError as error:
             yield f"{name}: {error.message}", error.fix
@@ -145,7 +145,7 @@ def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Itera
     for path in sorted(path for path in files if _CHECKPOINT.fullmatch(path)):
         try:
             added = _checkpoint(repo.get(commit, unit + path))
-        except ServerUnreachable:
+        except OF_THE_MACHINE:
             raise
         except (LakeError, pa.ArrowException, OSError, KeyError) as error:
             yield f"{path} cannot be read: {error}", _FIX
@@ -158,7 +158,7 @@ def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Itera
             continue
         try:
             _replay(repo.get(commit, unit + versions[version]), live)
-        except ServerUnreachable:
+        except OF_THE_MACHINE:
             raise
         except LakeError as error:
             yield f"{versions[version]}: {error.message}", error.fix

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lake.box import Box
-from lake.errors import LakeError, NotFound, TableNotFound
+from lake.errors import OF_THE_MACHINE, LakeError, NotFound, TableNotFound
 from lake.snapshot import SchemaName, Snapshot
 from lake.volumes import Volume
 from qc import metrics as m
@@ -23,7 +23,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def measure(snapshot: Snapshot, progress: Progress | None = None) -> list[Metric]:
-    """Compute all metrics of the snapshot's commit; what cannot be computed is unknown, with the reason."""
+    """Compute all metrics of the snapshot's commit; what cannot be computed is unknown, with the reason.
+
+    A disk without room, or a server that is lost or refuses, is no property of the data: that is raised.
+    """
     tell = progress or (lambda what, done, total: None)
     seg = _volume(snapshot, "segmentation")
     grid = read_grid(snapshot, seg)
@@ -53,6 +56,8 @@ def _tiles(snapshot: Snapshot, tell: Progress) -> list[Metric]:
     columns = ("path", "sha256", "status", "shape_x", "focus", "saturation")
     try:
         tiles = _frame(snapshot, "tiles", columns, "archive")
+    except OF_THE_MACHINE:
+        raise
     except LakeError as error:
         return _unknown(m.TILE_METRICS, error.message)
     kept = tiles.filter(pl.col("status") == "ok")
@@ -61,6 +66,8 @@ def _tiles(snapshot: Snapshot, tell: Progress) -> list[Metric]:
     def check(path: str, digest: str) -> str:
         try:
             data = snapshot.get(path, schema="archive")
+        except OF_THE_MACHINE:
+            raise
         except LakeError as error:
             return error.message
         return "" if hashlib.sha256(data).hexdigest() == digest else "sha256 differs from the recorded one"
@@ -79,6 +86,8 @@ def _tiles(snapshot: Snapshot, tell: Progress) -> list[Metric]:
 def _sections(snapshot: Snapshot) -> list[Metric]:
     try:
         return m.section_metrics(_frame(snapshot, "sections"))
+    except OF_THE_MACHINE:
+        raise
     except LakeError as error:
         return _unknown(m.SECTION_METRICS, error.message)
 
@@ -102,6 +111,8 @@ def _graph(snapshot: Snapshot) -> list[Metric]:
     for check in graph_checks():
         try:
             violations += int(snapshot.sql(f"SELECT count(*) FROM ({check.text})").rows()[0][0])
+        except OF_THE_MACHINE:
+            raise
         except LakeError as error:
             return _unknown(("graph_violations",), f"check {check.name}: {error.message}")
     return [everywhere("graph_violations", float(violations))]
@@ -137,6 +148,8 @@ def _detection(snapshot: Snapshot, grid: Grid) -> list[Metric]:
         synapses = _frame(snapshot, "synapses")
         true = _frame(snapshot, "ground_truth_synapses")
         pairs = np.stack([labels_at(truth, positions(synapses, end)) for end in ends], axis=1)
+    except OF_THE_MACHINE:
+        raise
     except LakeError as error:
         return _unknown(m.DETECTION_METRICS, error.message)
     true_pairs = true.select("pre_gt_id", "post_gt_id").to_numpy()
@@ -150,6 +163,8 @@ def _detection(snapshot: Snapshot, grid: Grid) -> list[Metric]:
 def _missing(snapshot: Snapshot) -> Metric:
     try:
         return everywhere("missing_blocks", float(missing_blocks(snapshot)))
+    except OF_THE_MACHINE:
+        raise
     except LakeError as error:
         return everywhere("missing_blocks", None, error.message)
 

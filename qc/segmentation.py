@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lake.box import Box, Zyx
-from lake.errors import LakeError
+from lake.errors import OF_THE_MACHINE, LakeError
 from lake.measures import Contingency, add_contingencies, contingency, score
 from lake.volumes import Volume
 from qc import metrics as m
@@ -83,6 +83,8 @@ class _Pass:
             if self.truth is not None and self.truth.box.meets(cell):
                 common = cell.clip(self.truth.box)
                 region.tables.append(contingency(labels[common.within(cell)], self.truth.read(common)))
+        except OF_THE_MACHINE:
+            raise
         except LakeError as error:
             region.faults.append(error.message)
 

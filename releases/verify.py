@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from lake.digests import bytes_digest
-from lake.errors import LakeError, ObjectNotFound
+from lake.errors import OF_THE_MACHINE, LakeError, ObjectNotFound
 from lake.repository import Repository
 from lake.tables import content_digest
 from releases.diff import release_diff
@@ -70,6 +70,8 @@ def _objects(
             (_, digest), *_ = hash_objects(repo, release.merge, [stat])
         except ObjectNotFound:
             faults.append(f"{stat.key}: its bytes are gone")
+        except OF_THE_MACHINE:
+            raise
         except LakeError as error:
             faults.append(f"{stat.key}: {error.message}")
         else:

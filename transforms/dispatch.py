@@ -2,10 +2,10 @@
 
 ::
 
-    transient   the disk, the connection, a worker that died: again, after a pause
+    transient   the disk, a worker that died: again, after a pause
     poison      the same block raised every time it was tried: recorded with its cause; the others go on
-    fatal       the request itself is wrong (bad input, no permission, somebody else's lock), or the disk is full, which
-                every other block would find too: stop at once
+    fatal       the request itself is wrong (bad input, no permission, somebody else's lock), or the disk is full or
+                the server gone, which every other block would find too: stop at once
 
 A kernel's own exception is tried again too, without a pause: it may have been the machine. If it is not, the block is
 poison after `attempts` tries.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lake.errors import BadInput, ConflictError, LakeError, NoRoom, NotAuthorized, NotFound, StorageError
+from lake.errors import OF_THE_MACHINE, BadInput, ConflictError, LakeError, NotFound, StorageError
 from transforms.executors import Executor, WorkerDied
 
 ErrorClass = Literal["transient", "poison", "fatal"]
@@ -80,7 +80,7 @@ class Failed:
 
 def classify(error: BaseException) -> ErrorClass:
     """Tell whether an error may pass, never will, or concerns the request itself."""
-    if isinstance(error, NotAuthorized | BadInput | NotFound | ConflictError | NoRoom):
+    if isinstance(error, (*OF_THE_MACHINE, BadInput, NotFound, ConflictError)):
         return "fatal"
     if isinstance(error, StorageError | OSError | WorkerDied | MemoryError):
         return "transient"

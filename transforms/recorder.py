@@ -12,7 +12,7 @@ from typing import Any
 from lake.box import Box
 from lake.digests import canonical_json, merkle_root
 from lake.durable import point
-from lake.errors import NotAuthorized, ObjectNotFound, ServerUnreachable, StageFailed
+from lake.errors import OF_THE_MACHINE, ObjectNotFound, StageFailed
 from lake.repository import CommitId, Repository
 from lake.session import Session
 from transforms import ledger as book
@@ -117,7 +117,7 @@ class Recorder:
                 self.tree.write(f"{output.name}/")
         jobs = (Job(key, check, self._check_task(record)) for key, (record, _) in kept.items())
         for done in dispatch(executor, jobs, retry):
-            if isinstance(done, Failed) and isinstance(done.error, ServerUnreachable | NotAuthorized):
+            if isinstance(done, Failed) and isinstance(done.error, OF_THE_MACHINE):
                 raise done.error
             record, inputs = kept[done.key]
             # What cannot be read is as good as lost: a power cut leaves files that do not decode.

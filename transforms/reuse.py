@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from lake import tables
-from lake.errors import LakeError
+from lake.errors import OF_THE_MACHINE, LakeError
 from lake.location import Location
 from lake.repository import CommitId, Repository
 from transforms.ledger import Record, read_blocks, run_folder
@@ -75,6 +75,8 @@ class Elsewhere:
             if commit is not None:
                 try:
                     data = self._repo.get(commit, f"{run_folder(run_id)}blocks.parquet")
+                except OF_THE_MACHINE:
+                    raise
                 except LakeError:
                     # The commit may have been collected since; computing is always right.
                     return {}

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -231,10 +232,7 @@ def run_out(operation: crash.Operation, disk: SmallDisk, template: Path, points:
 
 
 def _copied(disk: SmallDisk, template: Path) -> Repository:
-    disk.leave(None)
-    for entry in disk.root.iterdir():
-        shutil.rmtree(entry)
-    shutil.copytree(template, disk.root, symlinks=True, dirs_exist_ok=True)
+    _emptied(disk, lambda: shutil.copytree(template, disk.root, symlinks=True, dirs_exist_ok=True))
     return lake.open(disk.root / "repo")
 
 
@@ -256,6 +254,64 @@ def _run_out_at(operation: crash.Operation, disk: SmallDisk, template: Path, roo
     except (AssertionError, LakeError) as error:
         raise AssertionError(f"with {room} bytes of room: {error}") from error
     return failed
+
+
+Target = TypeVar("Target")
+
+
+def exhaust(
+    disk: SmallDisk,
+    fresh: Callable[[], Target],
+    act: Callable[[Target], object],
+    outcome: Callable[[Target], object],
+    points: int,
+) -> list[NoRoom | None]:
+    """Let room end at points all through a command, make room again, and run the same command again.
+
+    Parameters
+    ----------
+    fresh : callable
+        Gives something new to work on, where nothing lies on the disk.
+    act : callable
+        The command, from opening its repository to closing it.
+    outcome : callable
+        What it has led to: must be the same as with plenty of room.
+
+    Returns
+    -------
+    What each try raised, None where the room was enough; at least one was not.
+    """
+    target = _emptied(disk, fresh)
+    used = disk.used()
+    act(target)
+    took, expected = disk.used() - used, outcome(target)
+    errors: list[NoRoom | None] = []
+    for number in range(points):
+        room = took * (2 * number + 1) // (2 * points)
+        target = _emptied(disk, fresh)
+        disk.leave(room)
+        try:
+            try:
+                act(target)
+                errors.append(None)
+            except NoRoom as error:
+                errors.append(error)
+            disk.leave(None)
+            act(target)
+            assert outcome(target) == expected
+        except Exception as error:
+            error.add_note(f"with {room} bytes of room")
+            raise
+    assert any(errors), f"it needs {took} bytes and was never stopped"
+    assert all(f"{error.free:,} are free" in error.message for error in errors if error is not None)
+    return errors
+
+
+def _emptied(disk: SmallDisk, fresh: Callable[[], Target]) -> Target:
+    disk.leave(None)
+    for entry in disk.root.iterdir():
+        shutil.rmtree(entry)
+    return fresh()
 
 
 # -- pytest plugin ----------------------------------------------------------------------------------------------------

@@ -142,3 +142,24 @@ def test_a_folder_on_a_full_disk_is_examined_and_says_so(small_disk):
     small_disk.leave(None)
     assert "room" not in {what for what, _, _ in repo.examine()}
     repo.close()
+
+
+@pytest.mark.parametrize("end", ["the next session", "closing the repository"])
+def test_a_chunk_that_is_written_after_its_session_was_thrown_away_goes_with(end, tmp_path):
+    repo = lake.create(tmp_path / "repo")
+    with repo.session("main") as session:
+        place = session.workspace("volumes/em/").path
+        (place / "chunk").write_bytes(b"in time")
+    assert not place.exists()
+    # What a thread of TensorStore does when another one has reported the full disk.
+    place.mkdir(parents=True)
+    (place / "chunk").write_bytes(b"late")
+    if end == "the next session":
+        with repo.session("main") as session:
+            session.put("a", b"1")
+            session.commit("one")
+    else:
+        repo.close()
+    assert not any((tmp_path / "repo" / "workspaces").rglob("chunk"))
+    assert not place.exists()
+    repo.close()

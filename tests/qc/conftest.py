@@ -180,9 +180,9 @@ def ingest(repo: Repository, count: int = 3) -> None:
         session.commit("tiles")
 
 
-def empty_lake(folder: Path) -> Repository:
+def empty_lake(location: Path | str) -> Repository:
     """A repository with its grid and branches, protected candidates, and no data."""
-    repo = lake.create(str(folder))
+    repo = lake.create(location)
     grid = {"block_zyx": list(BLOCK), "region_blocks_zyx": [1, 1, 1], "voxel_nm_zyx": list(NM)}
     repo.put("main", "_policy/grid.json", canonical_json(grid))
     repo.commit("main", "grid")
@@ -207,9 +207,9 @@ def with_tiles(empty: Repository) -> Repository:
     return empty
 
 
-def full_lake(folder: Path) -> Sample:
+def full_lake(location: Path | str) -> Sample:
     """Tiles, volumes and tables, all in order."""
-    repo = empty_lake(folder)
+    repo = empty_lake(location)
     ingest(repo)
     frames, (a, b, c) = tables()
     with repo.session("cand-r1", owner="run") as session:
@@ -219,6 +219,12 @@ def full_lake(folder: Path) -> Sample:
             overwrite(session.workspace(f"tables/{name}/"), name, frame)
         session.commit("data")
     return Sample(repo, a, b, c)
+
+
+@pytest.fixture
+def full_lake_at() -> Callable[[str], Sample]:
+    """Give the function that makes the whole sample, on any engine."""
+    return full_lake
 
 
 @pytest.fixture(scope="package")

@@ -2,7 +2,16 @@
 
 import pytest
 
-from lake.errors import BadInput, ConflictError, CorruptObject, NotAuthorized, NotFound, StorageError
+from lake.errors import (
+    BadInput,
+    ConflictError,
+    CorruptObject,
+    NoRoom,
+    NotAuthorized,
+    NotFound,
+    ServerUnreachable,
+    StorageError,
+)
 from transforms.dispatch import Failed, Finished, Job, Retry, classify, dispatch
 from transforms.executors import SerialExecutor, WorkerDied
 
@@ -93,6 +102,8 @@ def test_jobs_are_drawn_as_workers_become_free():
         (NotFound("x"), "fatal"),
         (ConflictError("x"), "fatal"),
         (NotAuthorized("x"), "fatal"),
+        (NoRoom("x"), "fatal"),
+        (ServerUnreachable("x"), "fatal"),
     ],
 )
 def test_errors_are_told_apart(error, kind):

@@ -155,6 +155,7 @@ class Engine:
 
     def close(self) -> None:
         """Close the database and remove this process's temporary files."""
+        self.workspaces.discard_late()
         self.db.close()
         self.views.close()
         self.scratch.close()

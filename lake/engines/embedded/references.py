@@ -48,6 +48,7 @@ class References:
     def create_branch(self, name: str, source: str) -> CommitId:
         """Make a branch at the commit behind `source`."""
         check_branch(name)
+        self._engine.workspaces.discard_late()
         with self._engine.db.write() as con:
             head = self._history.resolve(con, source)
             check_free(con, name)
@@ -57,6 +58,7 @@ class References:
     @guarded
     def delete_branch(self, name: str) -> None:
         """Remove a branch and what is pending on it."""
+        self._engine.workspaces.discard_late()
         with self._engine.locked(name) as branch:
             if name == MAIN:
                 raise ConflictError(f"branch {MAIN!r} cannot be removed", fix="it is where releases live")

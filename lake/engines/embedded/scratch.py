@@ -54,14 +54,15 @@ class Scratch:
             self._folder.mkdir()
         self._owner = os.getpid()
 
-    def discard(self, path: Path) -> None:
-        """Remove a folder tree: moved here first, so that a crash leaves it to the next sweep."""
+    def discard(self, path: Path) -> bool:
+        """Remove a folder tree: moved here first, so a crash leaves it to the next sweep. Tells if there was one."""
         target = self.new()
         try:
             path.rename(target)
         except FileNotFoundError:
-            return
+            return False
         shutil.rmtree(target)
+        return True
 
     def sweep(self) -> int:
         """Remove what dead processes left; returns how many there were. One folder listing if there is nothing."""

@@ -9,6 +9,7 @@ changes costs one `stat` a file.
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from lake.names import check_key
 from lake.repository import CommitId
 from lake.room import Room
 
+_LATE_S = 60.0
 Values = dict[bytes, bytes | None]
 Move = tuple[str, str, bytes | None]  # path, key, the value that shall be there
 
@@ -98,6 +100,7 @@ class Workspaces:
         self._trees = trees
         self._history = history
         self._scratch = scratch
+        self._discarded: dict[str, float] = {}
 
     def folder(self, token: str) -> Path:
         """Say where a branch's files are."""
@@ -311,7 +314,20 @@ class Workspaces:
 
     def discard(self, token: str) -> None:
         """Remove a branch's folder."""
-        self._scratch.discard(self.folder(token))
+        if self._scratch.discard(self.folder(token)):
+            self._discarded[token] = time.monotonic()
+
+    def discard_late(self) -> None:
+        """Remove what was written into folders after they were removed.
+
+        TensorStore reports the first chunk that fails while threads of its own still write others, and makes folders
+        that are missing. Only its process can have such threads.
+        """
+        for token, when in list(self._discarded.items()):
+            if self.folder(token).exists():
+                self._scratch.discard(self.folder(token))
+            elif time.monotonic() - when > _LATE_S:
+                self._discarded.pop(token, None)
 
     def _tree(self, commit: CommitId) -> Tree:
         with self._db.read() as con:

@@ -14,11 +14,13 @@ status    when (lakeFS 1.84)                                   becomes (unless t
 423       branch locked by a commit                            `ConflictError`
 429       too many requests                                    `ServerUnreachable`
 500, 501  broken action file, bad expression, lost race        `StorageError`
+400, 500  its own disk is full, its quota used up              `NoRoom`
 502-504   a proxy in front found no server                     `ServerUnreachable`
-(none)    refused, reset, timed out                            `ServerUnreachable`
+(none)    refused, reset, timed out, not even a health         `ServerUnreachable`
 ========  ===================================================  ==========================================
 
-The text of an answer is shown, never tested: it changes between versions.
+The text of an answer is shown, not tested: it changes between versions. The exception is lack of room, for which the
+server has no status: what the operating system says is in the text of its 400 (a commit) or 500.
 """
 
 import json
@@ -37,18 +39,21 @@ from urllib3.exceptions import (
 )
 from urllib3.exceptions import TimeoutError as NoAnswerInTime
 
+from lake import reach
 from lake.errors import (
     BadInput,
     ConflictError,
     CorruptObject,
     GateRefused,
     LakeError,
+    NoRoom,
     NotAuthorized,
     NotFound,
     ProtectedBranch,
     ServerUnreachable,
     StorageError,
 )
+from lake.room import code_in
 
 _BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
     400: (BadInput, "correct the request"),
@@ -67,6 +72,9 @@ _BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
 }
 
 
+#: Ends the message of a request that changes something, where it may have been carried out without an answer.
+UNSURE = "; whether it was carried out is not known"
+_ARRIVED = frozenset({"sent", "slow", "silent"})
 _START = "start the server (`emlake server start`) or correct the address"
 #: Reasons why no answer came, the first that fits; the last word says how far the request went.
 _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
@@ -78,6 +86,12 @@ _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
     (socket.gaierror, "the name in {origin} is not known", "correct the address", "refused"),
     (ConnectionRefusedError, "nothing answers at {origin}", _START, "unsent"),
     (
+        reach.Gone,
+        "{origin} did not answer in time, nor when it was asked whether it lives",
+        f"look at the server's process and the network; {_START}",
+        "silent",
+    ),
+    (
         (NoAnswerInTime, TimeoutError),
         "{origin} did not answer in time",
         "look whether the server is overloaded",
@@ -87,16 +101,38 @@ _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
 )
 
 
-def from_status(status: int, text: str, doing: str) -> LakeError:
-    """Make the error for an answer with this status; `doing` says what was asked, as in "commit 'work'"."""
+def from_status(status: int, text: str, doing: str, size: int = 0) -> LakeError:
+    """Make the error for an answer with this status.
+
+    Parameters
+    ----------
+    doing : str
+        What was asked, as in "commit 'work'".
+    size : int
+        Bytes that the server was to store; 0 if nobody knows.
+    """
+    if status in (400, 500) and (code := code_in(text)):
+        return _no_room(status, text, doing, size, code)
     cls, fix = _BY_STATUS.get(status, (StorageError, "see the server's log"))
     error = cls(f"{doing}: {text}" if text else f"{doing}: the server answered {status}", fix=fix)
     error.status = status  # type: ignore[attr-defined]
     return error
 
 
-def from_exception(problem: Exception, doing: str, origin: str) -> LakeError:
-    """Translate what the client library or the network raised."""
+def _no_room(status: int, text: str, doing: str, size: int, code: int) -> NoRoom:
+    needed = f"about {size:,} bytes are needed" if size else "more is needed than there is"
+    error = NoRoom(
+        f"{doing}: the server has no room ({needed}): {text}",
+        fix="make room on the server's disk, then repeat the command: it goes on from what is whole",
+        needed=size,
+        code=code,
+    )
+    error.status = status  # type: ignore[attr-defined]
+    return error
+
+
+def from_exception(problem: Exception, doing: str, origin: str, *, changes: bool = False) -> LakeError:
+    """Translate what the client library or the network raised; `changes` says that the request is more than a read."""
     if isinstance(problem, ApiException) and problem.status:
         return from_status(int(problem.status), text_of(problem.body), doing)
     reason: object = problem
@@ -104,16 +140,32 @@ def from_exception(problem: Exception, doing: str, origin: str) -> LakeError:
         reason = problem.reason  # status 0: the client's way to report a failed TLS handshake
     elif isinstance(problem, MaxRetryError) and problem.reason is not None:
         reason = problem.reason
+    reason = _gone_behind(problem) or reason
     error: LakeError
-    for kinds, what, fix, reach in _NO_ANSWER:
+    for kinds, what, fix, went in _NO_ANSWER:
         if isinstance(reason, kinds):
-            error = ServerUnreachable(f"{doing}: {what.format(origin=origin, reason=_one_line(reason))}", fix=fix)
-            error.reach = reach  # type: ignore[attr-defined]
+            told = f"{doing}: {what.format(origin=origin, reason=_one_line(reason))}"
+            error = ServerUnreachable(told + (UNSURE if changes and went in _ARRIVED else ""), fix=fix)
+            error.reach = went  # type: ignore[attr-defined]
             return error
     return StorageError(
         f"{doing}: {type(problem).__name__}: {_one_line(problem)}",
         fix="report this; the server may be of a version this client does not know",
     )
+
+
+def _gone_behind(problem: BaseException | None) -> reach.Gone | None:
+    """Find what a watched socket raised below the errors that `urllib3` made of it."""
+    while problem is not None and not isinstance(problem, reach.Gone):
+        problem = problem.__cause__ or problem.__context__
+    return problem
+
+
+def unsent(problem: Exception, doing: str, origin: str) -> LakeError:
+    """Make the error for a request that was not sent, because its server was found gone just before."""
+    error = from_exception(problem, doing, origin)
+    error.reach = "refused"  # type: ignore[attr-defined]
+    return error
 
 
 def status_of(error: LakeError) -> int:
@@ -123,7 +175,7 @@ def status_of(error: LakeError) -> int:
 
 def may_have_arrived(error: LakeError) -> bool:
     """Tell whether a request that got no answer may have been carried out all the same."""
-    return getattr(error, "reach", "") in ("sent", "slow")
+    return getattr(error, "reach", "") in _ARRIVED
 
 
 def may_repeat(error: LakeError, *, safe: bool) -> bool:
@@ -131,9 +183,14 @@ def may_repeat(error: LakeError, *, safe: bool) -> bool:
     if status_of(error):
         # 429 is given before anything is done; what stands in front of a server may say 502-504 after it was.
         return status_of(error) == 429 or (safe and status_of(error) in (502, 503, 504))
-    reach = getattr(error, "reach", "")
+    went = getattr(error, "reach", "")
     # After a time-out the caller has waited long enough.
-    return reach == "unsent" or (safe and reach == "sent")
+    return went == "unsent" or (safe and went == "sent")
+
+
+def is_lost(error: LakeError) -> bool:
+    """Tell whether an error says that the server is gone now, whatever became of the request."""
+    return getattr(error, "reach", "") in ("unsent", "refused", "silent")
 
 
 def text_of(body: Any) -> str:

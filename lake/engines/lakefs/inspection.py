@@ -34,7 +34,7 @@ from lake.engines.lakefs.identity import identity_of
 from lake.engines.lakefs.references import COMMIT_FIELDS, References, commit_from
 from lake.engines.lakefs.sstable import Damaged, blocks
 from lake.engines.lakefs.wire import Wire, segment
-from lake.errors import CorruptObject, LakeError, NotFound, ServerUnreachable
+from lake.errors import OF_THE_MACHINE, CorruptObject, LakeError, NotFound, ServerUnreachable
 from lake.integrity import Fault, Inventory, Part
 from lake.repository import Commit, CommitId, ObjectStat, Progress, Repository
 
@@ -95,7 +95,7 @@ class ServerInspector:
                     born = max(int(commit.created.timestamp()), _arrival(stat.address))
                     # Dated in the future, it is new to each run until then: checked too often, never too rarely.
                     self._add(stat, commit.id, min(born, self._until - 1))
-            except ServerUnreachable:
+            except OF_THE_MACHINE:
                 raise
             except LakeError as error:
                 what = f"the tree of commit {commit.id}, or of its parent, cannot be read: {error.message}"
@@ -144,7 +144,7 @@ class ServerInspector:
                 waiting.discard(entry["id"])
                 if not waiting:
                     return
-        except ServerUnreachable:
+        except OF_THE_MACHINE:
             raise
         except LakeError as error:
             what = f"the history of {ref} cannot be read: {error.message}"
@@ -193,7 +193,7 @@ class ServerInspector:
         for ref, head in {**self._names.branches(), **self._names.tags()}.items():
             try:
                 next(iter(self._repo.list(head, limit=1)), None)
-            except ServerUnreachable:
+            except OF_THE_MACHINE:
                 raise
             except LakeError as error:
                 yield Fault(
@@ -336,7 +336,7 @@ class ServerInspector:
                 try:
                     if self._repo.stat(commit, key).address == content.address:
                         return True
-                except ServerUnreachable:
+                except OF_THE_MACHINE:
                     raise
                 except LakeError:
                     continue

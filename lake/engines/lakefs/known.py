@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from lake.errors import LakeError, ServerUnreachable
+from lake.errors import OF_THE_MACHINE, LakeError
 from lake.repository import Commit, Repository
 from lake.scrub_record import rows_of
 
@@ -37,7 +37,7 @@ def digests(repo: Repository, place: str, commits: Sequence[Commit]) -> Digests:
     for branch, table in (("archive", "tiles"), ("ops", "scrub_digests")):
         try:
             rows = rows_of(repo, table, place, branch)
-        except ServerUnreachable:
+        except OF_THE_MACHINE:
             raise
         except LakeError:
             continue
@@ -54,7 +54,7 @@ def _from_release(repo: Repository, commit: Commit, found: Digests) -> None:
         data = repo.get(commit.id, f"_releases/{commit.metadata['release']}/objects.parquet")
         listed = pl.read_parquet(io.BytesIO(data))
         rows = listed.select("address", "size", "checksum", "sha256").rows()
-    except ServerUnreachable:
+    except OF_THE_MACHINE:
         raise
     except (LakeError, pl.exceptions.PolarsError):
         return

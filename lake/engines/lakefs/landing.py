@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lake.engines.lakefs.failures import may_have_arrived
+from lake.engines.lakefs.failures import UNSURE, is_lost, may_have_arrived
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import LakeError, NotFound, ServerUnreachable
 from lake.repository import CommitId, Metadata
@@ -52,14 +52,17 @@ def land(
     try:
         made = _send_until_forgotten(wire, branch, lambda: send({**metadata, _MARK: mark}))
     except ServerUnreachable as error:
+        told = error.message.removesuffix(UNSURE)
         if not may_have_arrived(error):
             raise ServerUnreachable(
-                f"{error.message}; nothing was sent: {branch!r} is where it was, at {head}", fix=error.fix
+                f"{told}; nothing was sent: {branch!r} is where it was, at {head}", fix=error.fix
             ) from error
+        if is_lost(error):  # it would be asked in vain
+            raise ServerUnreachable(f"{told}; {_unknown(branch, head, mark)}", fix=error.fix) from error
         found = _search_patiently(wire, branch, head, mark)
         if found is not None:
             return found
-        raise ServerUnreachable(f"{error.message}; {_aftermath(wire, branch, head, mark)}", fix=error.fix) from error
+        raise ServerUnreachable(f"{told}; {_aftermath(wire, branch, head, mark)}", fix=error.fix) from error
     if made is None:
         with after_landing(branch, f"its new commit has metadata {_MARK}={mark}"):
             made = _search(wire, branch, mark)
@@ -131,8 +134,12 @@ def _aftermath(wire: Wire, branch: str, head: CommitId, mark: str) -> str:
     except NotFound:
         return f"{branch!r} was at {head} and is gone now"
     except LakeError:
-        return (
-            f"{branch!r} was at {head}: when the server is back, its log either holds a commit with metadata "
-            f"{_MARK}={mark} (it landed) or does not (nothing landed, and what was staged is still staged)"
-        )
+        return _unknown(branch, head, mark)
     return f"{branch!r} is at {now} (it was at {head}): nothing of this landed, and what was staged is still staged"
+
+
+def _unknown(branch: str, head: CommitId, mark: str) -> str:
+    return (
+        f"{branch!r} was at {head}: when the server is back, its log either holds a commit with metadata "
+        f"{_MARK}={mark} (it landed) or does not (nothing landed, and what was staged is still staged)"
+    )

@@ -6,7 +6,7 @@ request is few calls and no more. A file goes by `sendfile`. Linking a file in p
 where its bytes are copied (the disk is the limit), and without a copy the object would change with the caller's file;
 so it is not done.
 
-Every wait is watched: a server that has stopped answers nothing, and is given up after seconds (`lake.reach`).
+Every wait is watched: a server that has stopped answers nothing, and is given up after seconds (`watched`).
 """
 
 import contextlib
@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lake import reach
+from lake.engines.lakefs.watched import WatchedSocket
 from lake.errors import StorageError
 
 _KEPT = 64
-_PIECE = 1 << 20
-# For one piece of a body to leave; a link of 0.3 MB/s still gets through.
-_STALL_S = 4.0
+_ONE_PACKET = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Lane:
         self._origin, self._connect_s = origin, connect_s
         self._address = (url.hostname or "", url.port or 80)
         self._host = url.netloc
-        self._idle: list[socket.socket] = []
+        self._idle: list[WatchedSocket] = []
         self._lock = threading.Lock()
         # A repository that was never closed must not leave its connections to the collector.
         weakref.finalize(self, _close_all, self._idle)
@@ -60,7 +58,7 @@ class Lane:
         Raises
         ------
         OSError
-            No connection, or it broke; `TimeoutError` if the server lives no more or takes nothing.
+            No connection, or it broke; `Gone` if the server lives no more.
         StorageError
             The file changed meanwhile.
         """
@@ -78,16 +76,16 @@ class Lane:
             self._give_back(connection, keep=keep)
             return answer
 
-    def _take(self) -> tuple[socket.socket, bool]:
+    def _take(self) -> tuple[WatchedSocket, bool]:
         """Give a connection, and whether it is an old one."""
         with self._lock:
             if self._idle:
                 return self._idle.pop(), True
         made = socket.create_connection(self._address, timeout=self._connect_s)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made, False
+        return WatchedSocket.over(made, self._origin), False
 
-    def _give_back(self, connection: socket.socket, *, keep: bool) -> None:
+    def _give_back(self, connection: WatchedSocket, *, keep: bool) -> None:
         with self._lock:
             if keep and len(self._idle) < _KEPT:
                 self._idle.append(connection)
@@ -95,11 +93,10 @@ class Lane:
         connection.close()
 
     def _send(
-        self, connection: socket.socket, target: str, headers: Mapping[str, str], body: bytes | Path, size: int
+        self, connection: WatchedSocket, target: str, headers: Mapping[str, str], body: bytes | Path, size: int
     ) -> None:
         lines = [f"POST {target} HTTP/1.1", f"Host: {self._host}", f"Content-Length: {size}"]
         head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode("latin-1")
-        connection.settimeout(_STALL_S)
         # What refuses an upload may answer and close before it has read it all: then the answer is what counts.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if isinstance(body, Path):
@@ -108,16 +105,14 @@ class Lane:
                     sent = connection.sendfile(stream, 0, size) if size else 0
                     if sent != size or os.fstat(stream.fileno()).st_size != size:
                         raise _changed(body, size)
-            elif size <= _PIECE:
+            elif size <= _ONE_PACKET:
                 connection.sendall(head + body)
             else:
                 connection.sendall(head)
-                whole = memoryview(body)
-                for start in range(0, size, _PIECE):  # the time limit is for each call
-                    connection.sendall(whole[start : start + _PIECE])
+                connection.sendall(body)
 
-    def _receive(self, connection: socket.socket) -> tuple[Answer, bool]:
-        reader = _Reader(connection, self._origin)
+    def _receive(self, connection: WatchedSocket) -> tuple[Answer, bool]:
+        reader = _Reader(connection)
         head = reader.until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         version, _, rest = head[0].partition(" ")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
@@ -134,28 +129,19 @@ def _changed(file: Path, size: int) -> StorageError:
     return StorageError(f"{file} has no longer the {size} bytes it had", fix="keep a file unchanged while it is put")
 
 
-def _close_all(connections: list[socket.socket]) -> None:
+def _close_all(connections: list[WatchedSocket]) -> None:
     while connections:
         connections.pop().close()
 
 
 class _Reader:
-    """Reads an answer, and looks whether the server lives while there is none."""
+    """Reads an answer."""
 
-    def __init__(self, connection: socket.socket, origin: str) -> None:
-        self._connection, self._origin, self._buffer = connection, origin, b""
-        connection.settimeout(reach.LOOK_EVERY_S)
+    def __init__(self, connection: WatchedSocket) -> None:
+        self._connection, self._buffer = connection, b""
 
     def _more(self) -> None:
-        # No `select` in front: each call that lets go of the interpreter's lock waits for it among all the threads.
-        while True:
-            try:
-                data = self._connection.recv(1 << 16)
-                break
-            except TimeoutError:
-                problem = reach.silent(self._origin)
-                if problem is not None:
-                    raise TimeoutError(f"{self._origin} does not answer: {problem}") from problem
+        data = self._connection.recv(1 << 16)
         if not data:
             raise ConnectionResetError("the server closed the connection")
         self._buffer += data

@@ -23,6 +23,7 @@ from lake.errors import (
     AlreadyExists,
     BadInput,
     ConflictError,
+    NoRoom,
     NotFound,
     NothingToCommit,
     ObjectNotFound,
@@ -260,7 +261,7 @@ class LakeFSRepository(References, Handle):
                         lambda marked: self._send_commit(branch, message, marked, allow_empty=allow_empty),
                     )
             except (BadInput, StorageError, ConflictError) as error:
-                if isinstance(error, (ServerUnreachable, ProtectedBranch)) or not status_of(error):
+                if isinstance(error, (NoRoom, ServerUnreachable, ProtectedBranch)) or not status_of(error):
                     raise
                 if next(self.uncommitted(branch), None) is None and not allow_empty:
                     raise NothingToCommit(

@@ -1,5 +1,7 @@
 """The road to a lakeFS server: one pool of connections, retries where they are safe, errors translated.
 
+A server that is slow is waited for, one that has gone is reported in under five seconds (`watched`).
+
 Short calls go through `lakefs_sdk`. Object bytes and the long pages (list, diff, log) use the same pool without its
 models, which cost 2 to 10 times the transfer of a page of 1,000.
 """
@@ -15,9 +17,19 @@ from urllib.parse import quote, urlencode, urlsplit
 import urllib3
 from lakefs.client import Client
 
+from lake import reach
 from lake.engines.lakefs.address import Address
-from lake.engines.lakefs.failures import FOREIGN, from_exception, from_status, may_repeat, text_of
+from lake.engines.lakefs.failures import (
+    FOREIGN,
+    from_exception,
+    from_status,
+    is_lost,
+    may_repeat,
+    text_of,
+    unsent,
+)
 from lake.engines.lakefs.lane import Lane
+from lake.engines.lakefs.watched import watched_pool
 from lake.errors import LakeError, StorageError
 
 T = TypeVar("T")
@@ -27,8 +39,9 @@ PAGE = 1000
 # Refused connections fail at once; a host that swallows packets must still be reported in under five seconds.
 CONNECT_S = 3.0
 READ_S = 60.0
-# A merge of 100,000 objects with hooks takes seconds; giving up on a write leaves its outcome unknown, so wait.
+# By a server that lives all the while. Giving up on a write leaves its outcome unknown, so wait.
 WRITE_S = 600.0
+_READS = ("get_", "list_", "stat_", "head_")  # how the generated client names what changes nothing
 _PAUSES_S = (0.1, 0.3, 0.9)
 
 
@@ -42,15 +55,7 @@ class Wire:
         self.sdk = self.client.sdk_client
         api = self.sdk.objects_api.api_client
         configuration = api.configuration
-        # Retrying is decided here, call by call: urllib3 would repeat a PUT or DELETE whose answer was lost.
-        self._pool = urllib3.PoolManager(
-            num_pools=2,
-            maxsize=32,
-            retries=False,
-            blocksize=1 << 20,
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=configuration.ssl_ca_cert,
-        )
+        self._pool = watched_pool(ca_certs=configuration.ssl_ca_cert, connections=32)
         api.rest_client.pool_manager = self._pool
         self._base = f"{configuration.host}/repositories/{quote(self.name, safe='')}"
         self._authorization = configuration.get_basic_auth_token()
@@ -69,7 +74,10 @@ class Wire:
         timeout = (CONNECT_S, READ_S if safe else WRITE_S)
         try:
             return self._attempt(
-                lambda: function(*arguments, _request_timeout=timeout, **options), doing=doing, safe=safe
+                lambda: function(*arguments, _request_timeout=timeout, **options),
+                doing=doing,
+                safe=safe,
+                changes=not function.__name__.startswith(_READS),
             )
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             # How the generated client stumbles over an answer that does not fit its models.
@@ -108,7 +116,7 @@ class Wire:
                 raise from_status(answer.status, text_of(answer.data), doing)
             return answer
 
-        return self._attempt(send, doing=doing, safe=safe)
+        return self._attempt(send, doing=doing, safe=safe, changes=method != "GET")
 
     def upload(
         self,
@@ -133,10 +141,10 @@ class Wire:
         def send() -> bytes:
             answer = lane.post(below, given, data, size)
             if not 200 <= answer.status < 300:
-                raise from_status(answer.status, text_of(answer.data), doing)
+                raise from_status(answer.status, text_of(answer.data), doing, size)
             return answer.data
 
-        return self._attempt(send, doing=doing, safe=True)
+        return self._attempt(send, doing=doing, safe=True, changes=True)
 
     def json(
         self, path: str, query: Query | None = None, *, fields: tuple[str, ...] = (), doing: str
@@ -189,18 +197,23 @@ class Wire:
             if not more:
                 return
 
-    def _attempt(self, send: Callable[[], T], *, doing: str, safe: bool) -> T:
+    def _attempt(self, send: Callable[[], T], *, doing: str, safe: bool, changes: bool) -> T:
         """Send, and send again where that can do no harm: nothing had left, or repeating changes nothing."""
+        origin = self.address.origin
+        if reach.lately_lost(origin) and (gone := reach.silent(origin)) is not None:
+            raise unsent(gone, doing, origin) from gone
         for pause in (*_PAUSES_S, None):
             try:
                 return send()
             except LakeError as error:
                 failure, again = error, may_repeat(error, safe=safe)
             except FOREIGN as problem:
-                failure = from_exception(problem, doing, self.address.origin)
+                failure = from_exception(problem, doing, origin, changes=changes)
                 failure.__cause__ = problem
                 again = may_repeat(failure, safe=safe)
             if pause is None or not again:
+                if is_lost(failure):
+                    reach.lost(origin)
                 raise failure
             time.sleep(pause)
         raise AssertionError("unreachable: the last pause is None")
