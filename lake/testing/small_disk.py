@@ -14,6 +14,7 @@ back is seen as free.
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from lake.testing.crash import check_whole, content
 SIZE = 256 << 20  # of memory at most, and only what is written
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _MISSING = "no small file system"
+_LATE_S = 20.0  # how long TensorStore may go on writing what has failed, on a machine with other work
 
 
 class SmallDisk:
@@ -170,9 +172,7 @@ class FullDisk:
         if not self._operation.steps:
             assert self._held() <= held, f"of {room} bytes some were not given back"
         self._check_told(failed)
-        reader = lake.open(repo.location)
-        # TensorStore reports the first chunk that fails while others are still being written: one may come after its
-        # session was thrown away, and goes when the repository is opened next.
+        reader = self._open_again(repo.location, held)
         assert self._held() <= held, f"of {room} bytes some were not given back when it was opened again"
         assert check_whole(reader)
         assert state_of(reader) == before
@@ -183,6 +183,21 @@ class FullDisk:
         check_whole(repo)
         repo.close()
         return Trial(room, failed)
+
+    def _open_again(self, location: str, held: int) -> Repository:
+        """Open as the next process does, once nothing of the failed operation is under way any more.
+
+        TensorStore reports the first chunk that fails while others are still being written, and cannot be asked when
+        the last one is: one may come after its session was thrown away, even after the repository was opened again. It
+        goes when the repository is opened after that.
+        """
+        until = time.monotonic() + _LATE_S
+        while True:
+            reader = lake.open(location)
+            if self._held() <= held or time.monotonic() > until:
+                return reader
+            reader.close()
+            time.sleep(0.1)
 
     def _held(self) -> int:
         """Sum up what lies where only work under way and pending work may be.
