@@ -357,7 +357,7 @@ class Handle:
         self: Repository, branch: str, *, owner: str | None = None, wait_s: float = 0.0, resume: bool = True
     ) -> "Session":
         """Become the one writer of `branch`; see `lake.session.Session`."""
-        from lake.session import open_session
+        from lake.opening import open_session
 
         return open_session(self, branch, owner=owner, wait_s=wait_s, resume=resume)
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from lake import precomputed, reach, zarr3
 from lake.box import Box, Zyx
+from lake.chunk_files import ChunkFiles
 from lake.errors import AlreadyExists, BadInput, NotFound
-from lake.kv import NATIVE_ERRORS, list_keys, open_kv, storage_error
+from lake.kv import NATIVE_ERRORS, open_kv, storage_error
 from lake.location import Location
 from lake.room import allocated
 from lake.volume_spec import VolumeSpec
@@ -44,9 +45,8 @@ class Volume:
     def __init__(self, location: Location, spec: VolumeSpec, metadata: Mapping[str, Any]) -> None:
         self.location = location
         self.spec = spec
-        self._metadata = metadata
+        self._files = ChunkFiles(location, spec, metadata)
         self._stores: dict[int, Any] = {}
-        self._listed: dict[int, set[str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_volume, (self.location,)
@@ -61,12 +61,7 @@ class Volume:
 
     def unit(self, scale: int = 0) -> Zyx:
         """Give the chunk, or the shard, that a write must cover whole; its grid begins at the start of the volume."""
-        if self.spec.driver == "zarr3":
-            return self.spec.shard_zyx or self.spec.chunk_zyx
-        grid = precomputed.scale_shards(self._scale_info(scale), self.spec, scale)
-        if grid is None:
-            return self.spec.chunk_zyx
-        return cast(Zyx, tuple(n * c for n, c in zip(grid.chunks_xyz[::-1], self.spec.chunk_zyx, strict=True)))
+        return self._files.unit(scale)
 
     # -- reading and writing ----------------------------------------------------------------------------------------
     def read(self, box: Box, scale: int = 0, *, missing: Missing = "error") -> Array:
@@ -129,35 +124,13 @@ class Volume:
                 write = self._view(store.with_transaction(transaction), box, scale).write(array)
                 reach.settle(write, self.location)
                 reach.settle(transaction.commit_async(), self.location)
-                self._store_empty_shards(box, array, scale)
+                self._files.write_empty_shards(box, array, scale)
             else:
-                self._clear_cut_chunks(box, scale)
+                self._files.remove_cut(box, scale)
                 reach.settle(self._view(store, box, scale).write(array), self.location)
         except NATIVE_ERRORS as error:
             # Chunks are compressed: fewer bytes will do, how many is known when they are written.
             raise storage_error(error, self.location, array.nbytes) from error
-
-    def _store_empty_shards(self, box: Box, array: Array, scale: int) -> None:
-        info = self._scale_info(scale)
-        grid = precomputed.scale_shards(info, self.spec, scale)
-        if grid is None:
-            return
-        for file, cell in precomputed.chunk_files(self.spec, scale, info, box):
-            if _is_zero(array[(..., *cell.within(box))]):
-                reach.settle(open_kv(self.location).write(file, grid.empty_shard()), self.location)
-
-    def _clear_cut_chunks(self, box: Box, scale: int) -> None:
-        """Remove zarr chunks that the volume's end cuts, on S3: TensorStore would read them before it writes them.
-
-        The server refuses that kind of write (`If-Match`). We write the whole of what there is, so nothing is lost.
-        """
-        if self.spec.driver != "zarr3" or self.location.s3 is None:
-            return
-        unit = self.unit(scale)
-        kv = open_kv(self.location)
-        for file, cell in zarr3.chunk_files(self.spec, scale, box):
-            if cell.shape != unit:
-                reach.settle(kv.delete_range(ts.KvStore.KeyRange(file, f"{file}\0")), self.location)
 
     # -- completeness -----------------------------------------------------------------------------------------------
     def missing_chunks(self, box: Box | None = None, scale: int = 0) -> list[Box]:
@@ -169,28 +142,7 @@ class Volume:
         return [cell for cell, there in self._presence(box, scale) if there]
 
     def _presence(self, box: Box | None, scale: int) -> Iterator[tuple[Box, bool]]:
-        files = self._files(box, scale)
-        if self.location.s3 is None:
-            root = self.location.path
-            return ((cell, (root / file).exists()) for file, cell in files)
-        present = self._present_files(scale)
-        return ((cell, file in present) for file, cell in files)
-
-    def _files(self, box: Box | None, scale: int) -> Iterator[tuple[str, Box]]:
-        wanted = self.spec.scale_box(scale) if box is None else box
-        if self.spec.driver == "zarr3":
-            return zarr3.chunk_files(self.spec, scale, wanted)
-        return precomputed.chunk_files(self.spec, scale, self._scale_info(scale), wanted)
-
-    def _present_files(self, scale: int) -> set[str]:
-        cached = self._listed.get(scale)
-        if cached is not None:
-            return cached
-        key = f"s{scale}" if self.spec.driver == "zarr3" else str(self._scale_info(scale)["key"])
-        found = {f"{key}/{name}" for name in list_keys(self.location.child(key))}
-        if not self.location.writable:
-            self._listed[scale] = found  # pinned to a commit: it cannot change
-        return found
+        return self._files.presence(self.spec.scale_box(scale) if box is None else box, scale)
 
     # -- coarser scales ---------------------------------------------------------------------------------------------
     def build_scales(self, method: Method | None = None, box: Box | None = None) -> None:
@@ -235,10 +187,6 @@ class Volume:
         return ts.downsample(view, [1] * lead + list(step), method).read(order="C").result()
 
     # -- TensorStore ------------------------------------------------------------------------------------------------
-    def _scale_info(self, scale: int) -> dict[str, Any]:
-        self.spec.scale_box(scale)
-        return cast(dict[str, Any], self._metadata["scales"][scale])
-
     def _store(self, scale: int, missing: Missing) -> Any:
         self.spec.scale_box(scale)
         cached = self._stores.get((scale << 1) | (missing == "zero"))
@@ -386,14 +334,6 @@ def _parsed(data: bytes, where: str) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads(data))
     except ValueError as error:
         raise BadInput(f"{where} is not JSON: {error}", fix="restore it from an earlier commit") from error
-
-
-def _is_zero(array: Array) -> bool:
-    """Tell whether nothing but zeros is in a (c,) z, y, x array: plane by plane, so that data ends the search at once.
-
-    `any` of a whole cell reads all of it, which cost a fifth of the time of writing a sharded volume.
-    """
-    return not any(array[plane].any() for plane in np.ndindex(array.shape[:-2]))
 
 
 def _times(point: Zyx, factor: Zyx) -> Zyx:

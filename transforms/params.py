@@ -13,8 +13,8 @@ from typing import Any
 
 from lake.digests import canonical_json, json_digest
 from lake.errors import BadInput, CorruptObject, NotFound, nearest
+from lake.opening import open_new_session
 from lake.repository import Repository
-from lake.session import open_new_session
 from transforms.stage import Stage, configure
 from transforms.stages import stage_class
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from lake.errors import BadInput, ConflictError, DirtyBranch, NothingToCommit, ObjectNotFound, RefNotFound, SessionLost
-from lake.locks import TIDYING_S
+from lake.locks import TIDYING_S, break_lock, locks, read_lock
+from lake.opening import open_session, sweep
 from lake.repository import Repository
-from lake.session import break_lock, locks, open_session, read_lock, sweep
 from lake.testing.trees import ended_process, fork, save, stage, state, tree
 
 

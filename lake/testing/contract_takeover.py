@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lake.errors import ConflictError, SessionLost
+from lake.locks import break_lock, locks
+from lake.opening import open_session, sweep
 from lake.repository import Repository
-from lake.session import Session, break_lock, locks, open_session, sweep
+from lake.session import Session
 from lake.testing.trees import ended_process, process_elsewhere, save, tree
 
 

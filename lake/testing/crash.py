@@ -40,8 +40,8 @@ from unittest.mock import patch
 import lake
 from lake import locks
 from lake.errors import LakeError, StorageError
+from lake.opening import sweep
 from lake.repository import Commit, CommitId, Repository
-from lake.session import sweep
 
 TIMEOUT_S = 120.0
 OPENS_WITHIN_S = 5.0  # a thousand times what it takes: a repair that reads the repository would show

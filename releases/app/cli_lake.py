@@ -99,9 +99,9 @@ def doctor(
     """Look at the machine and the repository, and say what is wrong and what to do."""
     from lake.clone_plan import LANE
     from lake.engines.embedded import EmbeddedRepository
-    from lake.session import break_lock as break_it
-    from lake.session import locks
-    from lake.session import sweep as sweep_up
+    from lake.locks import break_lock as break_it
+    from lake.locks import locks
+    from lake.opening import sweep as sweep_up
     from releases import guard, retention
     from releases.app.health import examine, stored_bytes
 

@@ -8,7 +8,7 @@ import pytest
 
 import lake
 from lake.errors import LakeError
-from lake.session import sweep
+from lake.opening import sweep
 from lake.testing.crash import check_whole, content, moments, passes_of, python, run
 
 OPEN = "import sys, lake; repo = lake.open(sys.argv[1]); print('ready'); "
