@@ -88,6 +88,14 @@ def _lines(done: "Cloned") -> list[str]:
     ):
         if names:
             lines.append(f"{what}: {', '.join(names)}")
+    if done.plain:
+        lines.append(
+            f"the server makes commits its own way: {done.plain}; committer and time of each are in its metadata"
+        )
+    lines += [
+        f"merge with its first parent only: {commit[:12]}: {why}; the other is in `cloned_parents`, and still there"
+        for commit, why in done.lost.items()
+    ]
     if done.compared:
         lines.append(f"compared {done.compared} objects of the new heads by {_comparison(done)}: equal")
     return lines

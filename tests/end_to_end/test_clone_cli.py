@@ -5,7 +5,9 @@ import json
 import pytest
 
 import lake
+from lake.testing.cloning import build
 from lake.testing.crash import python, run
+from lake.testing.proxy import MERGES, RECORDS
 from releases.setup import DAYS, is_ready
 
 
@@ -79,3 +81,20 @@ def test_clone_to_a_server_makes_it_ready_for_releases(emlake, lakefs_location, 
     dest = lake.open(lakefs_location)
     assert is_ready(dest)
     assert dest.retention().days() == DAYS
+
+
+@pytest.mark.lakefs
+@pytest.mark.slow
+def test_clone_says_what_a_server_without_commit_records_cannot_have(emlake, lakefs_behind, tmp_path):
+    source = build(lake.create(tmp_path / "lab"))
+    (merge,) = [commit.id for commit in source.log("main") if len(commit.parents) > 1]
+    place = lakefs_behind({RECORDS: 404, MERGES: 403})
+    lake.create(place).close()
+    why = "it takes no commit records (404: not offered here)"
+    assert why in emlake("clone", source.location, place, "--explain").out
+    answer = emlake("clone", source.location, place)
+    assert answer.code == 0
+    assert why in answer.out
+    assert f"first parent only: {merge[:12]}: rebuild a merge: not offered here" in answer.out
+    told = json.loads(emlake("clone", source.location, lakefs_behind({RECORDS: 403}), "--json").out)
+    assert (told["lost"], "403" in told["plain"]) == ({}, True)
