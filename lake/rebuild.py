@@ -9,6 +9,7 @@ from lake.clones import PARENTS, CannotMerge, Importer, PlainImporter, ancestry,
 from lake.copying import Copier
 from lake.errors import StorageError
 from lake.repository import Change, Commit, CommitId, Repository
+from lake.wording import counted
 
 _MANY = 16  # changes from which it pays to look for another commit with the same tree
 _EARLIER = "in an earlier run"
@@ -86,7 +87,7 @@ class Rebuilder:
         found = list(self._dest.diff(base, made))
         if not agree(changes, found):
             raise StorageError(
-                f"the clone {made} of {commit.id} has {len(found)} changes, not {len(changes)}",
+                f"the clone {made} of {commit.id} has {counted(len(found), 'change')}, not {len(changes)}",
                 fix="run the clone again; if it says the same, report it with the versions of both engines",
             )
         self._copier.settle(made)

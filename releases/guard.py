@@ -11,6 +11,7 @@ from lake.clones import goes_by, parents_of
 from lake.engines.lakefs.gate import gate_yaml
 from lake.errors import ConflictError, LakeError, ObjectNotFound, RefNotFound
 from lake.repository import Commit, CommitId, Finding, Repository
+from lake.wording import counted
 from releases.history import is_release
 from releases.setup import PROTECTED
 
@@ -65,7 +66,7 @@ def unlike(repo: Repository, commit: Commit, dest: CommitId, head: CommitId) -> 
     if not commit.parents or commit.parents[0] != dest:
         return f"it does not stand on {dest}"
     if len(parents_of(repo, commit)) != 2:
-        return f"it has {len(commit.parents)} parents"
+        return f"it has {counted(len(commit.parents), 'parent')}"
     different = next(iter(repo.diff(head, commit.id)), None)
     return None if different is None else f"its tree is not the candidate's: {different.key} differs"
 

@@ -30,6 +30,7 @@ from lake.errors import BadInput, ConflictError, NotFound, NothingToCommit, Obje
 from lake.location import Location
 from lake.repository import CommitId, Repository
 from lake.session import Session
+from lake.wording import counted
 from transforms.ingest_volume import ImportPlan, VolumeReport, ingest_array, ingest_volume
 from transforms.tile_rows import Row, judge
 from transforms.tile_table import TileRecord, read_tile_table
@@ -79,8 +80,11 @@ class IngestReport:
     def text(self) -> str:
         """One line for people."""
         if self.commit is None:
-            return f"{self.acquisition}: nothing to do, all {self.skipped} tiles are in the archive"
-        parts = [f"{self.added} tiles added ({self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s)", f"{self.ok} ok"]
+            return f"{self.acquisition}: nothing to do, all of {counted(self.skipped, 'tile')} in the archive"
+        parts = [
+            f"{counted(self.added, 'tile')} added ({self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s)",
+            f"{self.ok} ok",
+        ]
         parts += [
             f"{n} {what}" for n, what in ((self.quarantined, "quarantined"), (self.superseded, "superseded")) if n
         ]
@@ -149,7 +153,7 @@ def ingest_tiles(
         point("ingest.rows-written")
         try:
             commit = session.commit(
-                f"ingest {name}: {len(records)} tiles", {"acquisition": name, "source": str(source)}
+                f"ingest {name}: {counted(len(records), 'tile')}", {"acquisition": name, "source": str(source)}
             )
         except NothingToCommit:  # somebody else ingested the same tiles between our look and our lock
             return IngestReport(name, None, 0, len(records), 0, 0, 0, {}, 0, monotonic() - began)

@@ -32,6 +32,7 @@ from lake.durable import point
 from lake.errors import LakeError, StageFailed
 from lake.repository import CommitId, Repository
 from lake.session import Session
+from lake.wording import counted
 from transforms import ledger as book
 from transforms.dispatch import Failed, Retry
 from transforms.executors import Executor, make_executor
@@ -257,7 +258,7 @@ class _Run:
 def _stage_failed(stage: str, failures: Mapping[str, Failed], run_id: str) -> StageFailed:
     first = next(iter(failures))
     return StageFailed(
-        f"stage {stage!r}: {len(failures)} blocks failed every time they were tried; {first}: {failures[first].cause}",
+        f"stage {stage!r}: {counted(len(failures), 'block')} failed at every try; {first}: {failures[first].cause}",
         fix=f"see _runs/{run_id}/dead/{stage}/; correct the cause and run again: finished blocks are kept",
     )
 
