@@ -36,7 +36,8 @@ def test_doctor_says_that_a_clone_was_killed(emlake, tmp_path):
     emlake("init", tmp_path / "lab")
     code = "import sys, lake; from lake.clone import clone; clone(lake.open(sys.argv[1]), sys.argv[2])"
     assert run(python(code, tmp_path / "lab", tmp_path / "copy"), kill_at="clone.compared").killed
-    assert "unfinished" in emlake("doctor", "--repo", tmp_path / "copy").out
+    killed = emlake("doctor", "--repo", tmp_path / "copy")
+    assert ("unfinished" in killed.out, killed.code) == (True, 6)
     emlake("clone", tmp_path / "lab", tmp_path / "copy")
     assert "unfinished" not in emlake("doctor", "--repo", tmp_path / "copy").out
 
