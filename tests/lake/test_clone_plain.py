@@ -10,7 +10,7 @@ from lake.clones import original_committer, original_metadata, original_time, pa
 from lake.errors import ServerUnreachable
 from lake.repository import Commit
 from lake.testing.cloning import CLONE, all_commits, build, content_of
-from lake.testing.crash import passes_of, python, run
+from lake.testing.crash import check_sessions_swept, passes_of, python, run
 from lake.testing.proxy import MERGES, RECORDS
 from lake.testing.trees import save
 
@@ -170,7 +170,9 @@ def test_killed_at_every_pass_of_every_point_it_goes_on(source, lakefs_behind, r
         place = lakefs_behind(refusals)
         assert run(python(CLONE, source.location, place), kill_at=at).killed, at
         clone(source, place)
+        check_sessions_swept(lake.open(place))
         check_plain(source, lake.open(place), lost)
+    print(f"killed {len(passes)} times")
 
 
 def test_a_day_old_commit_has_its_time_where_the_server_can_give_it(source, lakefs_behind):
