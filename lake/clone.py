@@ -26,7 +26,7 @@ from lake.clones import Importer, Importing, Move, PlainImporter
 from lake.copying import Copier, Count, compare, stats_of
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, RepositoryNotFound
-from lake.locks import read_lock, remove_branch
+from lake.locks import Lock, read_lock, remove_branch
 from lake.rebuild import PlainRebuilder, Rebuilder, changes_of
 from lake.repository import CommitId, Progress, Repository
 from lake.session import Session
@@ -122,7 +122,8 @@ def clone(
         raise BadInput(f"{where} is inside the source, {source.location}", fix="give a folder outside it")
     try:
         plan = make_plan(source, dest)
-        if dry_run or plan.empty:
+        owner = f"clone of {source.location}"
+        if dry_run or (plan.empty and (dest is None or _left(dest, owner) is None)):
             plain = "" if dest is None or not plan.todo else _plain(_importer(dest))
             foreseen = _foresee(source, plan)
             return _result(source, where, plan, foreseen, 0, plain, {}, reread=reread, dry_run=dry_run)
@@ -130,7 +131,7 @@ def clone(
             dest = lake.create(where)
             plan = make_plan(source, dest)
         # The lock of main keeps out other clones, publications and rollbacks.
-        with _lock(dest, f"clone of {source.location}"):
+        with _lock(dest, owner):
             if public_heads(dest) != plan.heads:
                 raise ConflictError(f"{where} moved just now", fix="run the clone again")
             importer = _importer(dest)
@@ -164,9 +165,14 @@ def _open(where: str) -> Repository | None:
         return None
 
 
-def _lock(dest: Repository, owner: str) -> Session:
+def _left(dest: Repository, owner: str) -> Lock | None:
+    """Give the lock that a killed clone has left."""
     left = read_lock(dest, MAIN)
-    if left is not None and left.state == "dead" and left.process.owner == owner:
+    return left if left is not None and left.state == "dead" and left.process.owner == owner else None
+
+
+def _lock(dest: Repository, owner: str) -> Session:
+    if (left := _left(dest, owner)) is not None:
         # A killed clone leaves no work in its session, only a branch off a main that may have moved since.
         remove_branch(dest, left.work)
     return dest.session(MAIN, owner=owner, wait_s=WAIT_S, resume=False)

@@ -108,8 +108,8 @@ class PlainRebuilder(Rebuilder):
     """Rebuilds commits on a server that makes them its own way: on top of their first parent's clone.
 
     The first commit stands on the destination's own, empty one. A merge that the server's merge cannot give is a commit
-    on the first parent's clone alone; hidden nowhere: it names its parents, what leads to no head otherwise gets a
-    branch `clone-kept-*`, and the clone's result tells it.
+    on the first parent's clone alone. It names all its parents in its metadata, each of them that nothing else leads to
+    gets a branch `clone-kept-*`, and the result of the clone tells it.
     """
 
     _importer: PlainImporter

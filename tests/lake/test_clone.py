@@ -206,6 +206,8 @@ POINTS = [
     "rebuild.manifest-written:4",
     "forward.before-ref",
     "put.object-kept:10",
+    "delete-branch.forgotten:4",
+    "session.work-removed",
 ]
 
 
