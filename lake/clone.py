@@ -3,7 +3,8 @@
 All commits behind branches and tags are rebuilt, parents first, merges as merges: the same tree, message, metadata,
 committer and time (lakeFS keeps seconds; `cloned_time` then holds the rest). What differs is the id, and that each
 carries `cloned_from`; see `lake.clones`. Then branches, tags and protection follow. What is staged, hidden branches of
-sessions and their locks are not copied.
+sessions and their locks are not copied. What a server cannot rebuild so is asked before anything is copied, and told in
+the result: see `lake.rebuild.PlainRebuilder`.
 
 ::
 
@@ -21,16 +22,16 @@ from pathlib import Path
 
 import lake
 from lake.clone_plan import LANE, MAIN, Plan, make_plan, public_heads
-from lake.clones import Importer, Importing, Move, clone_of
+from lake.clones import Importer, Importing, Move, PlainImporter
 from lake.copying import Copier, Count, compare, stats_of
 from lake.durable import point
-from lake.errors import BadInput, ConflictError, RepositoryNotFound, StorageError
-from lake.locks import read_lock, remove_branch
-from lake.repository import Change, Commit, CommitId, Progress, Repository
+from lake.errors import BadInput, ConflictError, RepositoryNotFound
+from lake.locks import Lock, read_lock, remove_branch
+from lake.rebuild import PlainRebuilder, Rebuilder, changes_of
+from lake.repository import CommitId, Progress, Repository
 from lake.session import Session
 
 WAIT_S = 5.0
-_MANY = 16  # changes from which it pays to look for another commit with the same tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ class Cloned:
     comparison : str
         "recorded": by the checksums both engines recorded, and by reading the source where these are of different
         kinds; "read": by reading both sides.
+    plain : str
+        Why the destination cannot be given commits as they are; empty if it can, if nothing is new, and in a dry run
+        into a repository that is not there yet. Committer and time are then in the metadata of each.
+    lost : mapping of commit id to reason
+        Merges of the source whose clone has the first parent alone.
     """
 
     source: str
@@ -73,6 +79,8 @@ class Cloned:
     staged: tuple[str, ...]
     compared: int
     comparison: str
+    plain: str
+    lost: dict[CommitId, str]
     dry_run: bool
 
     def to_json(self) -> dict[str, object]:
@@ -114,20 +122,23 @@ def clone(
         raise BadInput(f"{where} is inside the source, {source.location}", fix="give a folder outside it")
     try:
         plan = make_plan(source, dest)
-        if dry_run or plan.empty:
-            return _result(source, where, plan, _foresee(source, plan), 0, reread=reread, dry_run=dry_run)
+        owner = f"clone of {source.location}"
+        if dry_run or (plan.empty and (dest is None or _left(dest, owner) is None)):
+            plain = "" if dest is None or not plan.todo else _plain(_importer(dest))
+            foreseen = _foresee(source, plan)
+            return _result(source, where, plan, foreseen, 0, plain, {}, reread=reread, dry_run=dry_run)
         if dest is None:
             dest = lake.create(where)
             plan = make_plan(source, dest)
-        if not isinstance(dest, Importing):
-            raise BadInput(f"{where} cannot be cloned into", fix="use a folder or a lakeFS server")
         # The lock of main keeps out other clones, publications and rollbacks.
-        with _lock(dest, f"clone of {source.location}"):
+        with _lock(dest, owner):
             if public_heads(dest) != plan.heads:
                 raise ConflictError(f"{where} moved just now", fix="run the clone again")
-            work = _Work(source, dest, dest.importer(), plan, progress or (lambda what, done, total: None))
+            importer = _importer(dest)
+            work = _Work(source, dest, importer, plan, progress or (lambda what, done, total: None))
             compared = work.run(reread=reread)
-        return _result(source, where, plan, work.copier.total, compared, reread=reread, dry_run=False)
+        count, plain = work.copier.total, _plain(importer)
+        return _result(source, where, plan, count, compared, plain, work.lost, reread=reread, dry_run=False)
     finally:
         if dest is not None:
             dest.close()
@@ -154,16 +165,40 @@ def _open(where: str) -> Repository | None:
         return None
 
 
-def _lock(dest: Repository, owner: str) -> Session:
+def _left(dest: Repository, owner: str) -> Lock | None:
+    """Give the lock that a killed clone has left."""
     left = read_lock(dest, MAIN)
-    if left is not None and left.state == "dead" and left.process.owner == owner:
+    return left if left is not None and left.state == "dead" and left.process.owner == owner else None
+
+
+def _lock(dest: Repository, owner: str) -> Session:
+    if (left := _left(dest, owner)) is not None:
         # A killed clone leaves no work in its session, only a branch off a main that may have moved since.
         remove_branch(dest, left.work)
     return dest.session(MAIN, owner=owner, wait_s=WAIT_S, resume=False)
 
 
+def _importer(dest: Repository) -> Importer:
+    if not isinstance(dest, Importing):
+        raise BadInput(f"{dest.location} cannot be cloned into", fix="use a folder or a lakeFS server")
+    return dest.importer()
+
+
+def _plain(importer: Importer) -> str:
+    return importer.why if isinstance(importer, PlainImporter) else ""
+
+
 def _result(
-    source: Repository, where: str, plan: Plan, count: Count, compared: int, *, reread: bool, dry_run: bool
+    source: Repository,
+    where: str,
+    plan: Plan,
+    count: Count,
+    compared: int,
+    plain: str,
+    lost: dict[CommitId, str],
+    *,
+    reread: bool,
+    dry_run: bool,
 ) -> Cloned:
     return Cloned(
         source.location,
@@ -181,6 +216,8 @@ def _result(
         plan.staged,
         compared,
         "read" if reread else "recorded",
+        plain,
+        lost,
         dry_run,
     )
 
@@ -198,25 +235,6 @@ def _foresee(source: Repository, plan: Plan) -> Count:
                 count.contents += 1
                 count.bytes += stat.size
     return count
-
-
-def changes_of(
-    source: Repository, history: dict[CommitId, Commit], commit: Commit
-) -> tuple[CommitId | None, list[Change]]:
-    """Choose a commit to build upon, and say what differs from it; None stands for the empty tree.
-
-    Usually the first parent. A revert has the tree of its grandparent, and a release that of its second parent: then
-    nothing need be copied.
-    """
-    if not commit.parents:
-        return None, [Change(stat.key, "added") for stat in source.list(commit.id)]
-    first = commit.parents[0]
-    changes = list(source.diff(first, commit.id))
-    if len(changes) >= _MANY:
-        for other in (*commit.parents[1:], *history[first].parents):
-            if next(iter(source.diff(other, commit.id)), None) is None:
-                return other, []
-    return first, changes
 
 
 class _Lanes:
@@ -272,12 +290,18 @@ class _Work:
         self._source, self._dest, self._importer, self._plan = source, dest, importer, plan
         self._progress = progress
         self._lanes = _Lanes(dest, plan.known.values())
+        self._rebuilder = (
+            PlainRebuilder(self.copier, importer, plan, self._lanes)
+            if isinstance(importer, PlainImporter)
+            else Rebuilder(self.copier, importer, plan, self._lanes)
+        )
+        self.lost: dict[CommitId, str] = {}
 
     def run(self, *, reread: bool) -> int:
         """Rebuild, compare, then let the refs show it; returns how many objects were compared."""
         plan = self._plan
         for done, commit in enumerate(plan.todo, 1):
-            self._rebuild(plan.history[commit])
+            self._rebuilder.rebuild(plan.history[commit])
             point("clone.commit-rebuilt")
             self._progress("commits", done, len(plan.todo))
         compared = self._compare(reread=reread)
@@ -292,43 +316,9 @@ class _Work:
         if plan.rules:
             self._dest.protect(*plan.rules)
         point("clone.protected")
+        self.lost = self._rebuilder.keep()
         self._lanes.close()
         return compared
-
-    def _rebuild(self, commit: Commit) -> None:
-        known = self._plan.known
-        upon, changes = changes_of(self._source, self._plan.history, commit)
-        base = self._empty() if upon is None else known[upon]
-        lane = self._lanes.at(base)
-        self.copier.stage(lane, commit.id, changes)
-        parents = tuple(known[parent] for parent in commit.parents)
-        made = self._importer.commit(lane, clone_of(commit, parents, self._importer.precision))
-        self._check(commit, base, made, changes)
-        self.copier.settle(made)
-        self._lanes.moved(base, made)
-        known[commit.id] = made
-
-    def _empty(self) -> CommitId:
-        """Give a commit of the destination without objects: where its main began."""
-        *_, first = self._dest.log(MAIN, first_parent=True)
-        if next(iter(self._dest.list(first.id, limit=1)), None) is not None:
-            raise StorageError(
-                f"the first commit of {self._dest.location} holds objects", fix="clone into a new repository"
-            )
-        return first.id
-
-    def _check(self, commit: Commit, base: CommitId, made: CommitId, changes: list[Change]) -> None:
-        """Raise `StorageError` unless the clone differs from what it was built upon by exactly these changes."""
-        found = list(self._dest.diff(base, made))
-        if found == changes:
-            return
-        # A source that tells the same bytes apart by how they were sent calls changed what is not changed here.
-        lost = set(changes).difference(found)
-        if set(found) - set(changes) or any(change.kind != "changed" for change in lost):
-            raise StorageError(
-                f"the clone {made} of {commit.id} has {len(found)} changes, not {len(changes)}",
-                fix="run the clone again; if it says the same, report it with the versions of both engines",
-            )
 
     def _compare(self, *, reread: bool) -> int:
         plan = self._plan

@@ -11,6 +11,8 @@ from lake.repository import Commit, CommitId, Repository
 MAIN = "main"
 #: Work branches of the destination.
 LANE = f"{WORK}clone-"
+#: Branches of the destination that keep what a merge had as a parent, where the clone of the merge could not have it.
+KEPT = "clone-kept-"
 _SHOWN = 3
 
 
@@ -106,7 +108,10 @@ def make_plan(source: Repository, dest: Repository | None) -> Plan:
     plan.gone = tuple(
         name
         for name, head in plan.heads.items()
-        if name not in branches and name not in tags and origins(dest.commit_info(head).metadata)
+        if name not in branches
+        and name not in tags
+        and not name.startswith(KEPT)
+        and origins(dest.commit_info(head).metadata)
     )
     wanted = _reachable(plan.history, [*(move.to for move in plan.moves), *plan.tags.values()])
     plan.todo = [commit for commit in plan.history if commit in wanted and commit not in plan.known]

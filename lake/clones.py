@@ -4,22 +4,27 @@ A commit that `emlake clone` made carries in its metadata
 
 - `cloned_from`: the id it has in the repository it was cloned from,
 - `cloned_before`: the ids it had in repositories before that, newest first, if there were any,
-- `cloned_time`: its time to the microsecond, where the engine here keeps less.
+- `cloned_time`: its time to the microsecond, where the engine here keeps less, or its own;
+- `cloned_committer`: who made it, where the engine here puts its own user in the place;
+- `cloned_parents`: the ids its parents had there, where not all of them are parents here.
 
 Records in a repository (manifests, verdicts, rows on `ops`) speak of commits by the ids these had where the records
 were written. They are never rewritten: `Repository.resolve` finds the clone of a full commit id that is not here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from graphlib import TopologicalSorter
 from typing import Protocol, runtime_checkable
 
+from lake.errors import RefNotFound
 from lake.repository import Commit, CommitId, Repository
 
 FROM, BEFORE, TIME = "cloned_from", "cloned_before", "cloned_time"
-_OURS = (FROM, BEFORE, TIME)
+COMMITTER, PARENTS = "cloned_committer", "cloned_parents"
+_OURS = (FROM, BEFORE, TIME, COMMITTER, PARENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,31 @@ class Importer(Protocol):
 
 
 @runtime_checkable
+class PlainImporter(Importer, Protocol):
+    """An importer of a server that makes commits only as it makes anybody's: now, as its user, on a branch's head.
+
+    `commit` then takes a `like` whose only parent is the head of the branch; its committer and time go into the
+    metadata.
+    """
+
+    @property
+    def why(self) -> str:
+        """Why commits cannot be rebuilt as they were."""
+        ...
+
+    def merge(self, branch: str, theirs: CommitId, like: Commit, fits: Callable[[CommitId], bool]) -> CommitId:
+        """Merge `theirs` into the clean `branch`, as `like` says, if the server's own merge gives a tree that fits.
+
+        `fits` is asked about a rehearsal that nobody sees. `CannotMerge`, and nothing has changed, if none does.
+        """
+        ...
+
+
+class CannotMerge(Exception):
+    """A server cannot rebuild a merge; the text says why. Never leaves a clone: its result tells it."""
+
+
+@runtime_checkable
 class Importing(Protocol):
     """A repository that can be cloned into."""
 
@@ -99,6 +129,26 @@ def original_time(commit: Commit) -> datetime:
     return datetime.fromisoformat(told) if told else commit.created
 
 
+def original_committer(commit: Commit) -> str:
+    """Name who made a commit first."""
+    return commit.metadata.get(COMMITTER, commit.committer)
+
+
+def parents_of(repo: Repository, commit: Commit) -> tuple[CommitId, ...]:
+    """Give the parents of a commit, with those that its clone here could not be given; `()` for the first commit.
+
+    A parent that is not in the repository is left out.
+    """
+    told = commit.metadata.get(PARENTS)
+    if told is None or len(commit.parents) > 1:
+        return commit.parents
+    found = list(commit.parents)
+    for old in told.split(",")[1:]:
+        with suppress(RefNotFound):
+            found.append(repo.resolve(old))
+    return tuple(found)
+
+
 def original_metadata(commit: Commit) -> dict[str, str]:
     """Give the metadata without what cloning added."""
     return {name: value for name, value in commit.metadata.items() if name not in _OURS}
@@ -107,6 +157,8 @@ def original_metadata(commit: Commit) -> dict[str, str]:
 def clone_of(commit: Commit, parents: tuple[CommitId, ...], precision: timedelta) -> Commit:
     """Describe the clone of a commit in a repository where its parents are `parents`."""
     metadata = original_metadata(commit) | {FROM: commit.id}
+    if PARENTS in commit.metadata:
+        metadata[PARENTS] = commit.metadata[PARENTS]
     earlier = [old for old in origins(commit.metadata) if old != commit.id]
     if earlier:
         metadata[BEFORE] = ",".join(dict.fromkeys(earlier))
@@ -114,7 +166,13 @@ def clone_of(commit: Commit, parents: tuple[CommitId, ...], precision: timedelta
     kept = made - timedelta(microseconds=made.microsecond % (precision // timedelta(microseconds=1)))
     if kept != made:
         metadata[TIME] = made.isoformat(timespec="microseconds")
-    return Commit("", parents, commit.message, metadata, commit.committer, kept)
+    return Commit("", parents, commit.message, metadata, original_committer(commit), kept)
+
+
+def plain_metadata(like: Commit) -> dict[str, str]:
+    """Give the metadata of a clone that cannot have the committer and the time of `like`: they tell both."""
+    told = {COMMITTER: like.committer, TIME: like.created.isoformat(timespec="microseconds")}
+    return told | dict(like.metadata)
 
 
 def ancestry(repo: Repository, heads: Iterable[CommitId]) -> dict[CommitId, Commit]:

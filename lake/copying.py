@@ -18,6 +18,7 @@ import lake
 from lake.clones import Held, Importer
 from lake.errors import CorruptObject
 from lake.repository import Change, CommitId, ObjectStat, Repository
+from lake.wording import counted
 
 _REQUESTS = 8  # at a time, to or from a server
 _FILES = 3  # between folders: more only wait for one another
@@ -146,7 +147,7 @@ class Copier:
         if made.size != stat.size or not same_content(stat, made, data):
             raise CorruptObject(
                 f"{stat.key!r} at {commit[:12]} does not have the size and checksum recorded for it: "
-                f"{stat.size} bytes, {stat.checksum}",
+                f"{counted(stat.size, 'byte')}, {stat.checksum}",
                 fix="restore it at the source, then clone again; what was copied is kept",
             )
         with self._lock:

@@ -11,6 +11,7 @@ from itertools import repeat
 from typing import Literal, cast
 
 from lake.errors import RefNotFound, nearest
+from lake.wording import counted
 
 StepKind = Literal["~", "^"]
 At = Literal["", "@", "$"]
@@ -78,7 +79,7 @@ def resolve_steps(parents_of: Callable[[str], Sequence[str]], commit: str, steps
             parents = parents_of(commit)
             if number > len(parents):
                 raise RefNotFound(
-                    f"commit {commit} has {len(parents)} parents, so {kind}{count} leads nowhere",
+                    f"commit {commit} has {counted(len(parents), 'parent')}, so {kind}{count} leads nowhere",
                     fix="ask for fewer steps; `log` shows the parents",
                 )
             commit = parents[number - 1]

@@ -7,7 +7,7 @@ _WHEN = moment("ts", "when")
 
 RUNS = TableSpec(
     "runs",
-    "One row per run and stage, written after the run's commit.",
+    "One row per run and stage, and per ingest (a block is then a tile or a piece), written after its commit.",
     "ops",
     (
         RUN_ID,

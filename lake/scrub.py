@@ -27,6 +27,7 @@ from lake.ops import append_rows
 from lake.repository import Progress, Repository
 from lake.scrub_record import FaultId, Memory
 from lake.units_check import check_units
+from lake.wording import counted
 
 BATCH_ITEMS, BATCH_BYTES = 512, 256 << 20
 RECORD_S = 300.0
@@ -108,7 +109,7 @@ def scrub(
     if not isinstance(repo, Inspectable):
         raise BadInput(f"{repo.location} keeps no bytes that can be checked", fix="scrub a folder or a server")
     if budget is not None and budget <= 0:
-        raise BadInput(f"a budget of {budget} bytes checks nothing", fix="give bytes, as in 10GB, or --all")
+        raise BadInput(f"a budget of {counted(budget, 'byte')} checks nothing", fix="give bytes, as in 10GB, or --all")
     return _Run(repo, repo.inspector(), budget, progress, record_every_s).run()
 
 
@@ -284,7 +285,9 @@ class _Run:
         if learned := self.inspector.learned():
             tables["scrub_digests"] = [{**row, "place": base["place"], "ts": base["ts"]} for row in learned]
         try:
-            append_rows(self.repo, record.OPS, tables, message=f"{self.id}: {self.checked_bytes} bytes checked")
+            append_rows(
+                self.repo, record.OPS, tables, message=f"{self.id}: {counted(self.checked_bytes, 'byte')} checked"
+            )
         except LakeError as error:
             self._note(f"not recorded: {error.message}")
             return False

@@ -32,6 +32,7 @@ from lake.parts import Part, check_writable, unless_no_room, write_part, write_p
 from lake.room import allocated
 from lake.rows import Rows, rows_digest
 from lake.schemas import TABLES, table_spec
+from lake.wording import counted
 
 __all__ = [
     "TABLES",
@@ -213,7 +214,7 @@ def _files(table: DeltaTable) -> list[tuple[str, int]]:
 def _check_size(location: Location, path: str, size: int, recorded: int) -> None:
     if size != recorded:
         raise CorruptObject(
-            f"{location.uri}/{path} has {size} bytes, the table's log says {recorded}",
+            f"{location.uri}/{path} has {counted(size, 'byte')}, the table's log says {recorded}",
             fix="run `emlake scrub`, and restore the object from a clone",
         )
 

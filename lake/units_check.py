@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from lake.errors import OF_THE_MACHINE, LakeError
 from lake.integrity import Fault, Part
 from lake.repository import CommitId, ObjectStat, Progress, Repository
+from lake.wording import counted
 
 _AFTER = "\U0010ffff"  # sorts after every key below a folder
 _LOG = re.compile(r"_delta_log/(\d{20})\.json")
@@ -173,7 +174,7 @@ def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Itera
         if path not in files:
             yield f"{path} is in the log and not there", _FIX
         elif files[path].size != size:
-            yield f"{path} has {files[path].size} bytes, the log says {size}", _FIX
+            yield f"{path} has {counted(files[path].size, 'byte')}, the log says {size}", _FIX
 
 
 def _replay(data: bytes, live: dict[str, int]) -> None:

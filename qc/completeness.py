@@ -17,6 +17,7 @@ from lake.errors import CorruptObject, NotFound, ObjectNotFound
 from lake.snapshot import Snapshot
 
 _RUNS = "_runs/"
+_INGEST = "ingest"  # lands whole or not at all: nothing of it can be missing
 _COLUMNS = ("stage", "block", "origin", "output", "output_parts", "keys")
 
 
@@ -81,6 +82,8 @@ def _lost(snapshot: Snapshot, plan: _Plan, volumes: set[str]) -> int:
 def _plan(snapshot: Snapshot) -> _Plan:
     plan = _Plan()
     for run_id, run in _runs(snapshot):
+        if run.get("pipeline") == _INGEST:
+            continue
         rows = _rows(snapshot, run_id)
         try:
             stages = {stage["stage"]: int(stage["blocks"]) for stage in run["stages"]}

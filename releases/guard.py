@@ -7,10 +7,12 @@ did not ask: a revert that undoes no release, a hard reset, another program, an 
 from collections.abc import Collection, Iterator
 
 from lake.admission import POLICY_KEY, gate_at, refusal
-from lake.clones import goes_by
+from lake.clones import goes_by, parents_of
 from lake.engines.lakefs.gate import gate_yaml
 from lake.errors import ConflictError, LakeError, ObjectNotFound, RefNotFound
 from lake.repository import Commit, CommitId, Finding, Repository
+from lake.wording import counted
+from releases.history import is_release
 from releases.setup import PROTECTED
 
 
@@ -39,7 +41,7 @@ def strays(repo: Repository) -> Iterator[tuple[Commit, str]]:
         why = _unlike_before(repo, commit, ids) if "rollback_of" in commit.metadata else ""
         if why is None:
             undone.add(commit.metadata["rollback_of"])
-        elif not gone and (why or not _is_release(commit)) and _has_policy_before(repo, commit):
+        elif not gone and (why or not is_release(repo, commit)) and _has_policy_before(repo, commit):
             yield commit, why
 
 
@@ -63,8 +65,8 @@ def unlike(repo: Repository, commit: Commit, dest: CommitId, head: CommitId) -> 
     """Say in what `commit` on main differs from the merge of `head` into `dest`, or None."""
     if not commit.parents or commit.parents[0] != dest:
         return f"it does not stand on {dest}"
-    if len(commit.parents) != 2:
-        return f"it has {len(commit.parents)} parents"
+    if len(parents_of(repo, commit)) != 2:
+        return f"it has {counted(len(commit.parents), 'parent')}"
     different = next(iter(repo.diff(head, commit.id)), None)
     return None if different is None else f"its tree is not the candidate's: {different.key} differs"
 
@@ -98,8 +100,8 @@ def examine(repo: Repository) -> list[Finding]:
 
 
 def _step(repo: Repository, commit: Commit) -> Iterator[Finding]:
-    if _is_release(commit):
-        name, (dest, head) = commit.metadata["release"], commit.parents
+    if is_release(repo, commit):
+        name, (dest, head) = commit.metadata["release"], parents_of(repo, commit)
         why = refusal(repo, head, commit.metadata, dest=dest) or unlike(repo, commit, dest, head)
         if why is not None:
             yield "release", "past gate", f"{name} ({commit.id}) should not have been let in: {why}"
@@ -118,7 +120,7 @@ def _inside_server(repo: Repository) -> Iterator[Finding]:
         return
     for commit in repo.log("main", first_parent=True):
         # What was copied from another lake was judged there.
-        if _is_release(commit) and "cloned_from" not in commit.metadata and not server.ran_for(commit.id):
+        if is_release(repo, commit) and "cloned_from" not in commit.metadata and not server.ran_for(commit.id):
             name = commit.metadata["release"]
             yield "server gate", "did not run", f"the server let release {name} ({commit.id}) through unasked"
     try:
@@ -128,10 +130,6 @@ def _inside_server(repo: Repository) -> Iterator[Finding]:
     else:
         lets_in = "the server merges what its gate must refuse: are actions switched off (actions.enabled)?"
         yield "server gate", "ok" if refused else "open", "the server refuses" if refused else lets_in
-
-
-def _is_release(commit: Commit) -> bool:
-    return "release" in commit.metadata and len(commit.parents) == 2
 
 
 def _has_policy_before(repo: Repository, commit: Commit) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from lake.clones import origins
+from lake.clones import original_time, origins, parents_of
 from lake.errors import NotFound, nearest
 from lake.repository import Commit, CommitId, Repository
 
@@ -16,6 +16,8 @@ class Release:
     ----------
     merge : commit id
         The merge on main that is the release; its metadata hold `release`, `qc` and `manifest_digest`.
+    parents : (commit id, commit id)
+        Main before it, and the candidate; also where the merge is a clone that could not be given the second.
     undone_by : commit id or None
         The revert on main that rolled it back.
     """
@@ -46,8 +48,8 @@ def history(repo: Repository) -> list[Release]:
     for commit in reversed(list(repo.log("main", first_parent=True))):
         ids = (commit.id, *origins(commit.metadata))
         undone = commit.metadata.get("rollback_of", "")
-        if "release" in commit.metadata and len(commit.parents) == 2:
-            found[commit.id] = _release(commit)
+        if is_release(repo, commit):
+            found[commit.id] = _release(repo, commit)
             merges |= dict.fromkeys(ids, commit.id)
         elif undone in merges or undone in rollbacks:
             merge, by = (merges[undone], commit.id) if undone in merges else rollbacks[undone]
@@ -75,8 +77,11 @@ def find(repo: Repository, name: str) -> Release:
     return known[name]
 
 
-def _release(commit: Commit) -> Release:
-    meta = commit.metadata
-    return Release(
-        meta["release"], commit.id, commit.parents, meta["qc"], meta.get("manifest_digest", ""), commit.created
-    )
+def is_release(repo: Repository, commit: Commit) -> bool:
+    """Tell whether a commit of main says that it is a release, and merges."""
+    return "release" in commit.metadata and len(parents_of(repo, commit)) == 2
+
+
+def _release(repo: Repository, commit: Commit) -> Release:
+    meta, digest = commit.metadata, commit.metadata.get("manifest_digest", "")
+    return Release(meta["release"], commit.id, parents_of(repo, commit), meta["qc"], digest, original_time(commit))

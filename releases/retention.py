@@ -8,6 +8,7 @@ and ops by rules so long that they never end.
 from collections.abc import Iterator, Mapping
 
 from lake.repository import Finding, Repository
+from lake.wording import counted
 from releases.history import Release, history
 from releases.setup import DAYS
 
@@ -23,7 +24,9 @@ def examine(repo: Repository) -> list[Finding]:
         for branch, state, told in short
     ]
     if not short:
-        findings.append(("retention", "ok", ", ".join(f"{b or 'default'} {days} days" for b, days in DAYS.items())))
+        findings.append(
+            ("retention", "ok", ", ".join(f"{b or 'default'} {counted(days, 'day')}" for b, days in DAYS.items()))
+        )
     findings += [finding for release in history(repo) for finding in _kept(repo, release)]
     return findings
 
@@ -33,9 +36,9 @@ def _short(found: Mapping[str, int]) -> list[Finding]:
     short: list[Finding] = []
     for branch, least in DAYS.items():
         if branch not in found:
-            short.append((branch, "missing", f"no rule, {least} days are needed"))
+            short.append((branch, "missing", f"no rule, {counted(least, 'day')} are needed"))
         elif found[branch] < least:
-            short.append((branch, "short", f"{found[branch]} days, {least} are needed"))
+            short.append((branch, "short", f"{counted(found[branch], 'day')}, {least} are needed"))
     return short
 
 

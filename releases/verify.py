@@ -73,7 +73,8 @@ def _objects(
         except OF_THE_MACHINE:
             raise
         except LakeError as error:
-            faults.append(f"{stat.key}: {error.message}")
+            named = stat.key in error.message
+            faults.append(error.message if named else f"{stat.key}: {error.message}")
         else:
             if stat.key in want and digest != want[stat.key]:
                 faults.append(f"{stat.key}: sha256 {digest} is not the manifest's {want[stat.key]}")

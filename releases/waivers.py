@@ -8,6 +8,7 @@ import polars as pl
 from lake.errors import BadInput, nearest
 from lake.ops import append_rows
 from lake.repository import Repository
+from lake.wording import counted
 from releases.gate import candidate_branch
 from releases.policy import read_policy
 
@@ -42,7 +43,7 @@ def waive(
     if not owner.strip() or len(reason.strip()) < 10:
         raise BadInput(f"owner {owner!r}, reason {reason!r}", fix="name who answers for it and say why in a sentence")
     if days < 1:
-        raise BadInput(f"a waiver of {days} days", fix="give at least one day")
+        raise BadInput(f"a waiver of {counted(days, 'day')}", fix="give at least one day")
     now = datetime.now(UTC)
     waiver_id = uuid.uuid4().hex
     row = {

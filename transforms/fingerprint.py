@@ -144,14 +144,17 @@ def halo_text(stage: Stage) -> str:
 
 def numerics(stage: Stage) -> dict[str, Any]:
     """Tell what may change a float: versions of the libraries, processor kind, device, threads."""
-    libraries = sorted({"numpy", *stage.libraries})
+    return {**runtime(stage.libraries), **stage.numerics()}
+
+
+def runtime(libraries: Iterable[str]) -> dict[str, Any]:
+    """Tell versions of the language and of these libraries, processor kind, device, threads."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "libraries": {name: _version(name) for name in libraries},
+        "libraries": {name: _version(name) for name in sorted({"numpy", *libraries})},
         "device": "cpu",
         "threads": 1,
-        **stage.numerics(),
     }
 
 

@@ -70,7 +70,7 @@ def reindex(repo: Repository) -> list[str]:
     known = _indexed(repo, head)
     added = []
     for branch, commit in repo.branches().items():
-        if branch in (OPS, "archive") or branch.startswith("session-"):
+        if branch == OPS or branch.startswith("session-"):
             continue
         for run_id in _runs_at(repo, commit):
             if run_id in known:

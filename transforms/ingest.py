@@ -18,18 +18,20 @@ Killed half way, the next ingest goes on with the files that are there. Bad tile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
 from lake import tables
-from lake.digests import bytes_digest
+from lake.digests import bytes_digest, merkle_root
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, NotFound, NothingToCommit, ObjectNotFound
 from lake.location import Location
 from lake.repository import CommitId, Repository
 from lake.session import Session
+from lake.wording import counted
+from transforms.ingest_run import IngestRun
 from transforms.ingest_volume import ImportPlan, VolumeReport, ingest_array, ingest_volume
 from transforms.tile_rows import Row, judge
 from transforms.tile_table import TileRecord, read_tile_table
@@ -41,6 +43,7 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 R = TypeVar("R")
 ARCHIVE = "archive"
+_LIBRARIES = ("opencv-python-headless",)
 _TABLE = "tables/tiles/"
 _TYPES = {".png": "image/png", ".tif": "image/tiff", ".tiff": "image/tiff", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _SIGN_OF_LIFE_S = 60.0
@@ -79,8 +82,11 @@ class IngestReport:
     def text(self) -> str:
         """One line for people."""
         if self.commit is None:
-            return f"{self.acquisition}: nothing to do, all {self.skipped} tiles are in the archive"
-        parts = [f"{self.added} tiles added ({self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s)", f"{self.ok} ok"]
+            return f"{self.acquisition}: nothing to do, all of {counted(self.skipped, 'tile')} in the archive"
+        parts = [
+            f"{counted(self.added, 'tile')} added ({self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s)",
+            f"{self.ok} ok",
+        ]
         parts += [
             f"{n} {what}" for n, what in ((self.quarantined, "quarantined"), (self.superseded, "superseded")) if n
         ]
@@ -121,6 +127,8 @@ def ingest_tiles(
     """
     began = monotonic()
     policy = policy or TilePolicy()
+    run = IngestRun(repo, "tiles", asdict(policy), _LIBRARIES)
+    run.catch_up()
     records = read_tile_table(source.expanduser(), acquisition)
     name = _one_acquisition(records)
     count = _Counter(progress, 2 * len(records))
@@ -147,12 +155,22 @@ def ingest_tiles(
         rows, changed = judge(fresh, checks, known, name, policy, str(source))
         _write_rows(table, known, rows, changed)
         point("ingest.rows-written")
-        try:
-            commit = session.commit(
-                f"ingest {name}: {len(records)} tiles", {"acquisition": name, "source": str(source)}
+        told = {"acquisition": name, "source": str(source)}
+        brought = _brought(repo, session, table) if session.resumed else rows
+        if brought:
+            told |= run.write(
+                session,
+                root=merkle_root((row["path"], row["bytes"], row["sha256"]) for row in brought),
+                blocks=len(records),
+                computed=len(brought),
+                size=sum(row["bytes"] for row in brought),
+                voxels=sum(row["shape_y"] * row["shape_x"] for row in brought if row["status"] == "ok"),
             )
+        try:
+            commit = session.commit(f"ingest {name}: {counted(len(records), 'tile')}", told)
         except NothingToCommit:  # somebody else ingested the same tiles between our look and our lock
             return IngestReport(name, None, 0, len(records), 0, 0, 0, {}, 0, monotonic() - began)
+    run.landed(commit)
     return _report(name, commit, records, known, rows, changed, monotonic() - began)
 
 
@@ -264,6 +282,12 @@ def _known(location: Location) -> dict[str, Row]:
     if not tables.table_exists(location):
         return {}
     return {row["path"]: row for row in tables.read(location).collect().iter_rows(named=True)}
+
+
+def _brought(repo: Repository, session: Session, table: Location) -> list[Row]:
+    """Give the rows that the session adds, those that an interrupted ingest had written too."""
+    before = _known(repo.location_of(session.base, _TABLE))
+    return [row for path, row in _known(table).items() if path not in before]
 
 
 def _write_rows(table: Location, known: Mapping[str, Row], rows: Sequence[Row], changed: Mapping[str, Row]) -> None:

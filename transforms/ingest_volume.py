@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import PathLike
 from time import monotonic
 from typing import Any, cast
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from lake.box import Box, Zyx
 from lake.digests import array_digest, merkle_root
-from lake.errors import BadInput, NothingToCommit
+from lake.errors import BadInput
 from lake.repository import CommitId, Repository
 from lake.volume_spec import VolumeKind
 from lake.volumes import Volume, VolumeSpec, create_volume
 from lake.volumes_external import open_external
+from transforms.ingest_run import IngestRun
 
 Array = NDArray[Any]
 Read = Callable[[Box], Array]
@@ -154,6 +155,8 @@ def _import(
     progress: Progress | None,
 ) -> VolumeReport:
     began = monotonic()
+    run = IngestRun(repo, "volume", {**told, "name": name, "plan": asdict(plan)}, ("tensorstore",))
+    run.catch_up()
     spec = _spec(name, box, found, plan, told["source"])
     shift = cast(Zyx, tuple(a - b for a, b in zip(spec.box.start, box.start, strict=True)))
     with repo.session(branch, owner="ingest", resume=False) as session:
@@ -161,10 +164,13 @@ def _import(
         volume = create_volume(place, spec, provenance={"description": f"imported as {name}", "sources": [dict(told)]})
         digest = _copy(read, volume, shift, progress)
         volume.build_scales()
-        try:
-            commit = session.commit(f"import volume {name}", {**told, "digest": digest})
-        except NothingToCommit:
-            commit = None
+        copied = session.checkpoint("volume is copied")
+        if next(iter(repo.diff(session.base, copied)), None) is None:
+            return VolumeReport(None, spec, digest, monotonic() - began)
+        pieces, size = len(list(_pieces(volume))), sum(stat.size for stat in session.list(f"volumes/{name}/"))
+        record = run.write(session, root=digest, blocks=pieces, computed=pieces, size=size, voxels=spec.box.voxels)
+        commit = session.commit(f"import volume {name}", {**told, "digest": digest, **record})
+    run.landed(commit)
     return VolumeReport(commit, spec, digest, monotonic() - began)
 
 

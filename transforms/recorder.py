@@ -1,5 +1,6 @@
 """Keeps a run's record: begun, done, dead, closed, and the three files that remain in the commit."""
 
+import secrets
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -269,6 +270,11 @@ def price_of_cpu_hour(tree: Tree) -> float:
     except (ObjectNotFound, ValueError):
         return 0.0
     return float(policy.get("price", {}).get("cpu_hour", 0.0))
+
+
+def new_run_id(now: datetime) -> str:
+    """Make an id that sorts by time."""
+    return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 @lru_cache(maxsize=1)

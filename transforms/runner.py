@@ -19,7 +19,6 @@ in flight, and a few hundred bytes a block for the ledger; nothing else grows wi
 """
 
 import logging
-import secrets
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from lake.durable import point
 from lake.errors import LakeError, StageFailed
 from lake.repository import CommitId, Repository
 from lake.session import Session
+from lake.wording import counted
 from transforms import ledger as book
 from transforms.dispatch import Failed, Retry
 from transforms.executors import Executor, make_executor
@@ -40,7 +40,7 @@ from transforms.ledger import Ledger, Record
 from transforms.model_store import as_resolved, find_models
 from transforms.pipeline import Pipeline, load_pipeline, resolve
 from transforms.planner import Planner, grid_of
-from transforms.recorder import Recorder, StageReport
+from transforms.recorder import Recorder, StageReport, new_run_id
 from transforms.reuse import Elsewhere
 from transforms.stage_run import Progress, StageRun
 from transforms.tree import Archive, Tree
@@ -257,11 +257,6 @@ class _Run:
 def _stage_failed(stage: str, failures: Mapping[str, Failed], run_id: str) -> StageFailed:
     first = next(iter(failures))
     return StageFailed(
-        f"stage {stage!r}: {len(failures)} blocks failed every time they were tried; {first}: {failures[first].cause}",
+        f"stage {stage!r}: {counted(len(failures), 'block')} failed at every try; {first}: {failures[first].cause}",
         fix=f"see _runs/{run_id}/dead/{stage}/; correct the cause and run again: finished blocks are kept",
     )
-
-
-def new_run_id(now: datetime) -> str:
-    """Make an id that sorts by time."""
-    return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lake.errors import ConflictError
+from lake.wording import counted
 from releases.app.cli_options import Json, print_json
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def _retain(destination: str) -> None:
 def _lines(done: "Cloned") -> list[str]:
     """Say what was done."""
     verb = "would copy" if done.dry_run else "copied"
-    lines = [f"{verb} {done.commits} commits, {done.objects} changes of objects, {done.bytes} bytes"]
+    objects = counted(done.objects, "change of an object", "changes of objects")
+    lines = [f"{verb} {counted(done.commits, 'commit')}, {objects}, {counted(done.bytes, 'byte')}"]
     for what, names in (
         ("new branches", done.made),
         ("moved branches", done.moved),
@@ -88,8 +90,16 @@ def _lines(done: "Cloned") -> list[str]:
     ):
         if names:
             lines.append(f"{what}: {', '.join(names)}")
+    if done.plain:
+        lines.append(
+            f"the server makes commits its own way: {done.plain}; committer and time of each are in its metadata"
+        )
+    lines += [
+        f"merge with its first parent only: {commit[:12]}: {why}; the other is in `cloned_parents`, and still there"
+        for commit, why in done.lost.items()
+    ]
     if done.compared:
-        lines.append(f"compared {done.compared} objects of the new heads by {_comparison(done)}: equal")
+        lines.append(f"compared {counted(done.compared, 'object')} of the new heads by {_comparison(done)}: equal")
     return lines
 
 

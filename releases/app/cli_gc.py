@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from lake.errors import BadInput
+from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, print_json
 
 if TYPE_CHECKING:
     from lake.engines.embedded import EmbeddedRepository
     from lake.engines.embedded.gc import Collected
+    from lake.engines.embedded.marks import Share
     from lake.engines.lakefs import LakeFSRepository
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -66,12 +68,16 @@ def seconds(text: str, name: str) -> float:
 def show(found: "Collected") -> None:
     """Print a collection as two tables and a sum."""
     would = "would be " if found.dry_run else ""
-    typer.echo(f"kept: {found.commits_kept:,} commits")
+    typer.echo(f"kept: {counted(found.commits_kept, 'commit')}")
     for reason, share in found.kept.items():
-        typer.echo(f"  {reason:22} {share.count:>12,} contents {share.size:>18,} bytes")
-    typer.echo(f"{would}removed: {found.commits_removed:,} commits")
+        typer.echo(_share(reason, share))
+    typer.echo(f"{would}removed: {counted(found.commits_removed, 'commit')}")
     for reason, share in found.removed.items():
-        typer.echo(f"  {reason:22} {share.count:>12,} contents {share.size:>18,} bytes")
-    typer.echo(f"{would}freed: {found.freed:,} bytes")
+        typer.echo(_share(reason, share))
+    typer.echo(f"{would}freed: {counted(found.freed, 'byte')}")
     if (held := sum(share.size for share in found.removed.values()) - found.freed) > 0:
-        typer.echo(f"  {held:,} bytes of these are links to files that stay in use", err=True)
+        typer.echo(f"  of these {counted(held, 'byte')} are links to files that stay in use", err=True)
+
+
+def _share(reason: str, share: "Share") -> str:
+    return f"  {reason:22} {counted(share.count, 'content'):>21} {counted(share.size, 'byte'):>24}"

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lake.errors import BadInput, LakeError, NotFound
+from lake.errors import BadInput, LakeError, NotFound, StorageError
+from lake.wording import counted
 from releases.app.cli_options import Json, Repo, locate, open_repo, print_json
 
 server = typer.Typer(help="A lakeFS server of one's own on 127.0.0.1.", no_args_is_help=True)
@@ -96,14 +97,14 @@ def doctor(
     sweep: Annotated[bool, typer.Option("--sweep", help="Remove what dead sessions left behind.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at the machine and the repository, and say what is wrong and what to do."""
+    """Look at the machine and the repository, and say what is wrong and what to do. Exit code 6: something is."""
     from lake.clone_plan import LANE
     from lake.engines.embedded import EmbeddedRepository
     from lake.locks import break_lock as break_it
     from lake.locks import locks
     from lake.opening import sweep as sweep_up
     from releases import guard, retention
-    from releases.app.health import examine, stored_bytes
+    from releases.app.health import examine, faults, stored_bytes
 
     findings = examine()
     held = []
@@ -124,7 +125,7 @@ def doctor(
                 raise NotFound(f"there is no lock on {break_lock!r}", fix="`emlake doctor` lists those that are held")
             findings.append(("lock", "broken", f"lock.{break_lock}; its owner is refused when it lands"))
         if sweep:
-            findings.append(("sweep", "done", f"{len(sweep_up(lake))} leftovers removed"))
+            findings.append(("sweep", "done", f"{counted(len(sweep_up(lake)), 'leftover')} removed"))
         held = [
             {"branch": lock.branch, "owner": lock.process.owner, "host": lock.process.host, "state": lock.state}
             for lock in locks(lake)
@@ -134,10 +135,13 @@ def doctor(
         print_json(
             {"findings": [dict(zip(("what", "state", "detail"), f, strict=True)) for f in findings], "locks": held}
         )
-        return
-    wide = [max(len(finding[column]) for finding in findings) for column in (0, 1)]
-    for what, state, detail in findings:
-        typer.echo(f"{what:{wide[0]}}  {state:{wide[1]}}  {detail}")
+    else:
+        wide = [max(len(finding[column]) for finding in findings) for column in (0, 1)]
+        for what, state, detail in findings:
+            typer.echo(f"{what:{wide[0]}}  {state:{wide[1]}}  {detail}")
+    if wrong := faults(findings):
+        told = ", ".join(dict.fromkeys(f"{what} {state}" for what, state, _ in wrong))
+        raise StorageError(f"something is wrong: {told}", fix="do what is said above, then run `emlake doctor` again")
 
 
 @server.command()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from lake.errors import GateRefused, StorageError
+from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, print_json
 
 Name = Annotated[str, typer.Argument(help="Name of the release or candidate (without cand-).")]
@@ -82,7 +83,7 @@ def waive(
     from releases.waivers import waive as record
 
     waiver = record(open_repo(repo), name, gate_id, owner=owner, reason=reason, days=days, scope_id=scope_id)
-    typer.echo(f"waiver {waiver}: {gate_id} of {name} for {days} days")
+    typer.echo(f"waiver {waiver}: {gate_id} of {name} for {counted(days, 'day')}")
 
 
 @group.command()
@@ -140,7 +141,8 @@ def show(name: Name, repo: Repo = None, as_json: Json = False) -> None:
     for key, value in identity.items():
         typer.echo(f"{key:16} {'-' if value is None else value}")
     for artifact in manifest["artifacts"]:
-        typer.echo(f"{artifact['prefix']:40} {artifact['objects']:6} objects {artifact['bytes']:12} bytes")
+        objects, size = counted(artifact["objects"], "object"), counted(artifact["bytes"], "byte")
+        typer.echo(f"{artifact['prefix']:40} {objects:>14} {size:>21}")
 
 
 @group.command()
@@ -170,9 +172,8 @@ def diff(
     synapses = (data[f"synapses_{what}"] for what in ("added", "removed", "rebound"))
     typer.echo("synapses  {} added, {} removed, {} re-bound".format(*synapses))
     for table, counts in data["tables"].items():
-        typer.echo(
-            f"{table:16} {counts['old']} -> {counts['new']} rows, {counts['added']} added, {counts['removed']} removed"
-        )
+        rows = counted(counts["new"], "row")
+        typer.echo(f"{table:16} {counts['old']} -> {rows}, {counts['added']} added, {counts['removed']} removed")
     for region in data["regions"]:
         if region["rebound_supervoxels"]:
             changed = f"{region['rebound_supervoxels']} of {region['supervoxels']} supervoxels changed"
@@ -197,7 +198,7 @@ def verify(name: Name, repo: Repo = None, as_json: Json = False) -> None:
         )
     else:
         outcome = "as its manifest says" if result.ok else "NOT as its manifest says"
-        typer.echo(f"{name}: {result.objects} objects, {result.bytes} bytes: {outcome}")
+        typer.echo(f"{name}: {counted(result.objects, 'object')}, {counted(result.bytes, 'byte')}: {outcome}")
     if not result.ok:
         raise StorageError(
             f"release {name}: " + "; ".join(result.faults[:5]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lake.errors import BadInput, nearest
+from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, print_json
 from releases.app.screen import Screen
 
@@ -204,7 +205,8 @@ def run(
     if as_json:
         print_json(report.to_json())
         return
-    typer.echo(f"{report.state}: {report.computed} blocks computed, {report.cpu_s:.1f} CPU s, commit {report.commit}")
+    done = counted(report.computed, "block")
+    typer.echo(f"{report.state}: {done} computed, {report.cpu_s:.1f} CPU s, commit {report.commit}")
 
 
 def _models(pairs: list[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lake.errors import BadInput, CorruptObject
+from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, print_json
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def scrub(
     if report.faults:
         hit = sorted({release for fault in report.faults for release in fault.releases})
         raise CorruptObject(
-            ("1 thing is damaged" if len(report.faults) == 1 else f"{len(report.faults)} things are damaged")
+            counted(len(report.faults), "thing is", "things are")
+            + " damaged"
             + (f"; releases {', '.join(hit)} are hit" if hit else ""),
             fix="heal them as said above, then run `emlake scrub` again: what is damaged is checked in each run",
         )
@@ -62,16 +64,16 @@ def scrub(
 
 def _print(report: "Report") -> None:
     for part in report.parts:
-        typer.echo(f"{part.kind:12} {part.items:>12,} checked  {part.bytes:>18,} bytes")
+        typer.echo(f"{part.kind:12} {part.items:>12,} checked  {counted(part.bytes, 'byte'):>24}")
     for fault in report.faults:
         _print_fault(fault)
     for name in report.healed:
         typer.echo(f"healed       {name}")
     if report.left_objects:
-        age = (
-            f"{report.never:,} were never checked" if report.never else f"the oldest check is of {report.oldest:%F %R}"
-        )
-        typer.echo(f"left         {report.left_objects:>12,} contents {report.left_bytes:>18,} bytes; {age}")
+        never = counted(report.never, "was", "were")
+        age = f"{never} never checked" if report.never else f"the oldest check is of {report.oldest:%F %R}"
+        contents, size = counted(report.left_objects, "content"), counted(report.left_bytes, "byte")
+        typer.echo(f"left         {contents:>21} {size:>24}; {age}")
     for note in report.notes:
         typer.echo(note, err=True)
 

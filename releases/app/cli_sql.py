@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lake.errors import BadInput, nearest
+from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, plain, print_json
 
 At = Annotated[str, typer.Option("--at", help="Release, branch or commit to query.")]
@@ -49,7 +50,7 @@ def sql(
         widths = [max(len(str(line[i])) for line in cells) for i in range(len(columns))]
         for line in cells:
             typer.echo("  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
-        typer.echo(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} at {snapshot.commit[:12]}", err=True)
+        typer.echo(f"{counted(len(rows), 'row')} at {snapshot.commit[:12]}", err=True)
 
 
 def check_old(query: str, old: str | None) -> None:

@@ -16,6 +16,7 @@ import lake
 from lake.digests import canonical_json
 from lake.errors import BadInput, GateRefused, RepositoryNotFound
 from lake.repository import Repository
+from lake.wording import counted
 from qc.run import run_qc
 from releases.app.screen import Screen
 from releases.app.truth import import_truth
@@ -149,7 +150,8 @@ def _look(repo: Repository, name: str, screen: Screen) -> None:
 
     with screen.step(f"plan of {name}: is anything stale?"):
         todo = sum(len(stage.todo) for stage in plan(repo, f"cand-{name}", _pipeline(name)).stages)
-    told = f"{todo} blocks would come out of newer code: make a new candidate for it" if todo else "nothing to compute"
+    stale = f"{counted(todo, 'block')} would come out of newer code: make a new candidate for it"
+    told = stale if todo else "nothing to compute"
     screen.say(f"  {told}")
 
 
@@ -159,7 +161,8 @@ def _run(repo: Repository, name: str, screen: Screen, executor: str) -> int:
     pipeline = _pipeline(name)
     with screen.step(f"reconstruct {name} with {MODELS[name].removeprefix('builtin:')}") as bar:
         report = run(repo, pipeline, f"cand-{name}", executor=executor, progress=bar.blocks)
-    screen.say(f"  {report.computed} blocks computed, {report.cpu_s:.1f} CPU s, Merkle root {report.merkle_root[:12]}")
+    done = counted(report.computed, "block")
+    screen.say(f"  {done} computed, {report.cpu_s:.1f} CPU s, Merkle root {report.merkle_root[:12]}")
     return report.computed
 
 

@@ -5,8 +5,11 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from lake.wording import counted
 
 if TYPE_CHECKING:
     from lake.repository import Finding, Repository
@@ -15,6 +18,27 @@ _PACKAGES = (
     "deltalake", "pyarrow", "duckdb", "duckdb-extension-delta", "polars", "tensorstore", "numpy", "torch",
     "great-expectations", "lakefs", "lakefs-sdk",
 )  # fmt: skip
+
+
+#: What `emlake doctor` tells that is no fault: it works as it is, and could do more, or will not for long.
+_ADVICE = {
+    ("disk", "low"),
+    ("hard links", "refused"),
+    ("lakefs program", "none"),
+    ("owners", "mixed"),
+    ("refs", "once"),
+    ("refs", "twice"),
+    ("repository", "none"),
+    ("shared extents", "none"),
+    ("stored bytes", "never"),
+    ("stored bytes", "ok so far"),
+    ("sweep", "done"),
+}
+
+
+def faults(findings: Iterable["Finding"]) -> list["Finding"]:
+    """Choose what is wrong: whatever is neither ok nor known to be advice. A lock, whoever holds it, is neither."""
+    return [found for found in findings if found[1] != "ok" and found[0] != "lock" and found[:2] not in _ADVICE]
 
 
 def examine() -> list["Finding"]:
@@ -28,7 +52,7 @@ def examine() -> list["Finding"]:
     findings += _rooms()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    findings.append(("machine", "ok", f"{cores} cores, {memory:.1f} GiB"))
+    findings.append(("machine", "ok", f"{counted(cores, 'core')}, {memory:.1f} GiB"))
     free = shutil.disk_usage(".").free / 2**30
     findings.append(("disk", "ok" if free > 5 else "low", f"{free:.1f} GiB free here"))
     from lake.server import find_program

@@ -8,6 +8,7 @@ import polars as pl
 from lake.digests import json_digest
 from lake.repository import Repository
 from lake.snapshot import Snapshot
+from lake.wording import counted
 from releases.history import find, history
 from releases.manifest import read_manifest
 
@@ -194,16 +195,17 @@ def tell(story: dict[str, Any]) -> str:
         lines.append(
             f"The gate refused {FAST}: {worst['metric']} in region {worst['scope_id']} went from "
             f"{worst['baseline']:.2f} to {worst['value']:.2f} {worst['unit']} (limit {worst['bound']:.2f}), "
-            f"with {len(story['refused'])} gate results failing in all. "
+            f"with {counted(len(story['refused']), 'gate result')} failing in all. "
             f"It was published with a waiver: {worst['waiver']}."
         )
     impact = d["impact"]
     lines += [
-        f"SQL over QC found {len(d['regions'])} damaged regions: {', '.join(d['regions'])}.",
-        f"SQL over lineage: model {d['model'][:12]} made {impact['blocks']} blocks, "
-        f"{impact['supervoxels']} supervoxels, {impact['segments']} segments and {impact['synapses']} synapses there.",
+        f"SQL over QC found {counted(len(d['regions']), 'damaged region')}: {', '.join(d['regions'])}.",
+        f"SQL over lineage: model {d['model'][:12]} made {counted(impact['blocks'], 'block')}, "
+        f"{counted(impact['supervoxels'], 'supervoxel')}, {counted(impact['segments'], 'segment')} and "
+        f"{counted(impact['synapses'], 'synapse')} there.",
         f"{FAST} was rolled back: main holds {story['main_holds']}'s tree; "
-        f"a reader pinned to {FAST} still reads its {story['reader']['segments']} segments.",
+        f"a reader pinned to {FAST} still reads its {counted(story['reader']['segments'], 'segment')}.",
     ]
     return "\n".join(lines)
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 import lake
+from lake.testing.cloning import build
 from lake.testing.crash import python, run
+from lake.testing.proxy import MERGES, RECORDS
 from releases.setup import DAYS, is_ready
 
 
@@ -34,7 +36,8 @@ def test_doctor_says_that_a_clone_was_killed(emlake, tmp_path):
     emlake("init", tmp_path / "lab")
     code = "import sys, lake; from lake.clone import clone; clone(lake.open(sys.argv[1]), sys.argv[2])"
     assert run(python(code, tmp_path / "lab", tmp_path / "copy"), kill_at="clone.compared").killed
-    assert "unfinished" in emlake("doctor", "--repo", tmp_path / "copy").out
+    killed = emlake("doctor", "--repo", tmp_path / "copy")
+    assert ("unfinished" in killed.out, killed.code) == (True, 6)
     emlake("clone", tmp_path / "lab", tmp_path / "copy")
     assert "unfinished" not in emlake("doctor", "--repo", tmp_path / "copy").out
 
@@ -79,3 +82,20 @@ def test_clone_to_a_server_makes_it_ready_for_releases(emlake, lakefs_location, 
     dest = lake.open(lakefs_location)
     assert is_ready(dest)
     assert dest.retention().days() == DAYS
+
+
+@pytest.mark.lakefs
+@pytest.mark.slow
+def test_clone_says_what_a_server_without_commit_records_cannot_have(emlake, lakefs_behind, tmp_path):
+    source = build(lake.create(tmp_path / "lab"))
+    (merge,) = [commit.id for commit in source.log("main") if len(commit.parents) > 1]
+    place = lakefs_behind({RECORDS: 404, MERGES: 403})
+    lake.create(place).close()
+    why = "it takes no commit records (404: not offered here)"
+    assert why in emlake("clone", source.location, place, "--explain").out
+    answer = emlake("clone", source.location, place)
+    assert answer.code == 0
+    assert why in answer.out
+    assert f"first parent only: {merge[:12]}: rebuild a merge: not offered here" in answer.out
+    told = json.loads(emlake("clone", source.location, lakefs_behind({RECORDS: 403}), "--json").out)
+    assert (told["lost"], "403" in told["plain"]) == ({}, True)

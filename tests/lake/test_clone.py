@@ -9,7 +9,7 @@ import lake
 from lake.clone import clone
 from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
 from lake.testing.cloning import CLONE, build, check_clone, content_of, run_cloning_machine
-from lake.testing.crash import check_whole, passes_of, python, run
+from lake.testing.crash import check_sessions_swept, check_whole, passes_of, python, run
 from lake.testing.trees import save, state
 
 EXACT = timedelta(0)
@@ -206,6 +206,8 @@ POINTS = [
     "rebuild.manifest-written:4",
     "forward.before-ref",
     "put.object-kept:10",
+    "delete-branch.forgotten:4",
+    "session.work-removed",
 ]
 
 
@@ -224,12 +226,15 @@ def test_killed_at_any_point_it_goes_on_where_it_was(source, place, point):
 @pytest.mark.slow
 @pytest.mark.soak
 def test_killed_at_every_pass_of_every_point_it_goes_on(source, tmp_path):
-    number = itertools.count()
-    for at in passes_of(python(CLONE, source.location, tmp_path / "whole")):
-        place = tmp_path / f"clone{next(number)}"
+    passes = passes_of(python(CLONE, source.location, tmp_path / "whole"))
+    assert len(passes) > 20
+    for number, at in enumerate(passes):
+        place = tmp_path / f"clone{number}"
         assert run(python(CLONE, source.location, place), kill_at=at).killed, at
         clone(source, place)
+        check_sessions_swept(opened(place))
         check_clone(source, opened(place), {}, within=EXACT)
+    print(f"killed {len(passes)} times")
 
 
 def machine(tmp_path):

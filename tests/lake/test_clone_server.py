@@ -13,7 +13,7 @@ from lake.engines.lakefs.identity import identity_of
 from lake.errors import ConflictError, ProtectedBranch
 from lake.scrub import scrub
 from lake.testing.cloning import CLONE, all_commits, build, check_clone, content_of, run_cloning_machine
-from lake.testing.crash import python, run
+from lake.testing.crash import check_sessions_swept, passes_of, python, run
 from lake.testing.example import M1, tile_path, write_example
 from lake.testing.rot import flip
 from lake.testing.trees import save, state
@@ -108,6 +108,19 @@ def test_killed_at_any_point_it_goes_on_where_it_was(source, another, point):
     cloned = clone(source, place)
     check_clone(source, lake.open(place), {}, within=SECOND)
     assert cloned.commits in (max(0, total - done), max(0, total - done - 1))
+
+
+@pytest.mark.soak
+def test_killed_at_every_pass_of_every_point_it_goes_on(source, another):
+    passes = passes_of(python(CLONE, source.location, another()))
+    assert len(passes) > 20
+    for at in passes:
+        place = another()
+        assert run(python(CLONE, source.location, place), kill_at=at).killed, at
+        clone(source, place)
+        check_sessions_swept(lake.open(place))
+        check_clone(source, lake.open(place), {}, within=SECOND)
+    print(f"killed {len(passes)} times")
 
 
 def test_a_branch_that_moved_on_by_itself_is_left_alone_and_named(source, another):

@@ -15,7 +15,7 @@ import lake
 from lake import server
 from lake.engines.lakefs.checksums import MIB
 from lake.engines.lakefs.identity import identity_of
-from lake.engines.lakefs.sstable import Damaged, blocks
+from lake.engines.lakefs.sstable import Damaged, blocks, ranges
 from lake.errors import ServerUnreachable
 from lake.scrub import scrub
 from lake.testing.example import write_example
@@ -170,6 +170,42 @@ def test_flipped_bits_in_ranges_and_metaranges_of_the_store_are_found(repo):
     flip(folder / tree._trees[made], 100)
     [fault] = scrub(repo, budget=1).faults
     assert (fault.first, fault.releases) == (made, ("r1",))
+
+
+def ranges_of(repo, commit):
+    """The files of the ranges of a commit in the server's store, with what its metarange says of each."""
+    inspector = repo.inspector()
+    inspector.structure(lambda kind, done, total: None)
+    folder = store_of(repo, commit, next(iter(repo.list(commit))).key) / "_lakefs"
+    return [(folder / part.id, part) for part in ranges((folder / inspector._trees[commit]).read_bytes())]
+
+
+@pytest.mark.lakefs
+def test_a_damaged_range_names_the_keys_between_which_its_objects_are(repo):
+    keys = [f"tables/t/{n:03}" for n in range(40)]
+    made = commit(repo, {key: b"%d" % n for n, key in enumerate(keys)}, release="r1")
+    [(path, held)] = ranges_of(repo, made)
+    assert (held.first, held.last, held.count) == (keys[0].encode(), keys[-1].encode(), 40)
+    flip(path, path.stat().st_size // 2, 1)
+    [fault] = [f for f in scrub(repo, budget=1).faults if f.name == path.name and "cache" not in f.what]
+    assert "it holds 40 objects, 'tables/t/000' to 'tables/t/039'" in fault.what
+    assert (fault.keys, fault.tables, fault.releases) == ((keys[0], keys[-1]), ("t",), ("r1",))
+    assert fault.first == made
+    flip(path, path.stat().st_size // 2, 1)
+
+
+@pytest.mark.lakefs
+def test_a_range_that_is_gone_from_the_store_is_found(repo):
+    made = commit(repo, {"a/1": b"1", "a/2": b"2"})
+    assert scrub(repo, budget=1).ok
+    [(path, _)] = ranges_of(repo, made)
+    kept = path.read_bytes()
+    path.unlink()
+    [fault] = scrub(repo, budget=1).faults
+    assert (fault.name, fault.first, fault.keys) == (path.name, made, ("a/1", "a/2"))
+    assert "is missing; it holds 2 objects, 'a/1' to 'a/2'" in fault.what
+    path.write_bytes(kept)
+    assert scrub(repo, budget=1).ok
 
 
 @pytest.mark.lakefs

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
 from lake.errors import CorruptObject, NotFound
 from lake.repository import Repository
 from qc.completeness import missing_blocks
+from transforms.ingest_volume import ImportPlan, ingest_array
 from transforms.runner import run
 from transforms.testing.repos import toy_pipeline, toy_repository
 
@@ -54,6 +56,13 @@ def keys(repo: Repository, prefix: str, ref: str = "work") -> list[str]:
 def newest_run(repo: Repository) -> str:
     runs = {key.split("/")[1]: json.loads(repo.get("work", key)) for key in keys(repo, "_runs/") if "run.json" in key}
     return max(runs, key=lambda run_id: runs[run_id]["started"])
+
+
+def test_an_ingest_has_no_blocks_that_could_be_missing(toys: Repository) -> None:
+    toys.create_branch("ingested", "work")
+    plan = ImportPlan(voxel_nm=(1, 1, 1), chunk=(8, 8, 8))
+    assert ingest_array(toys, np.ones((8, 8, 8), np.uint8), "other", "ingested", source="here", plan=plan).commit
+    assert missing(toys, "ingested") == 0
 
 
 def test_nothing_is_missing_after_a_run_nor_after_the_one_that_supersedes_it(toys: Repository) -> None:

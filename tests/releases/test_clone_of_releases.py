@@ -8,6 +8,7 @@ import lake
 from lake.clone import clone
 from lake.errors import GateRefused, ProtectedBranch
 from lake.testing.cloning import check_clone
+from lake.testing.proxy import MERGES, RECORDS
 from lake.testing.trees import fork
 from releases.candidates import candidate
 from releases.gate import judge
@@ -131,3 +132,35 @@ def test_a_later_release_follows_to_the_protected_main_of_a_server(source, judge
         server.put("main", "x", b"")
     nothing = clone(source, lakefs_location)
     assert (nothing.commits, nothing.moved, nothing.compared) == (0, (), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.lakefs
+@pytest.mark.parametrize("refusals", [{RECORDS: 404}, {RECORDS: 404, MERGES: 403}], ids=["no records", "nor merges"])
+def test_on_a_server_that_takes_no_commit_records_releases_live_on(source, judge_with, lakefs_behind, refusals):
+    """A release needs its merge's second parent, the candidate, for the look at the gate alone: it is kept by name."""
+    place = lakefs_behind(refusals)
+    there = clone(source, place)
+    assert there.refused == {}
+    assert len(there.lost) == (len(history(source)) if MERGES in refusals else 0)
+    server = lake.open(place)
+    check_answers(source, server)
+    check_life(source, server, judge_with)
+    publish(source, "r4", user="ann")
+    more = clone(source, place)
+    assert "main" in more.refused, "it has moved on by itself"
+
+
+@pytest.mark.slow
+@pytest.mark.lakefs
+@pytest.mark.parametrize("refusals", [{RECORDS: 404}, {RECORDS: 404, MERGES: 403}], ids=["no records", "nor merges"])
+def test_a_later_release_follows_to_such_a_server(source, lakefs_behind, refusals):
+    place = lakefs_behind(refusals)
+    clone(source, place)
+    publish(source, "r4", user="ann")
+    more = clone(source, place)
+    assert set(more.moved) == {"main", "ops", "cand-r4"}
+    server = lake.open(place)
+    assert verify(server, "r4").ok
+    assert rollback(server, "r4", user="ben", reason="of no use").restored == "r3"
+    assert list(server.diff("r3", "main")) == []

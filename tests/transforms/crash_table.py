@@ -28,6 +28,7 @@ class Ingest(Operation):
     def prepare(self, location: str) -> None:
         repo = lake.create(location)
         repo.create_branch("archive", "main")
+        repo.create_branch("ops", "main")
         repo.protect("archive")
         repo.close()
 
@@ -53,6 +54,12 @@ class Ingest(Operation):
 
     def check_clean(self, repo: Repository, landed: int) -> None:
         self.check(repo, landed)
+        runs = [stat.key for stat in repo.list("archive@", "_runs/") if stat.key.endswith("/run.json")]
+        indexed = (
+            tables.read(repo.location_of("ops@", "tables/runs/")).select("run_id", "output_commit").collect().rows()
+        )
+        assert [f"_runs/{run}/run.json" for run, _ in indexed] == runs
+        assert [commit for _, commit in indexed] == [repo.resolve("archive")]
         check_sessions_swept(repo)
 
 

@@ -110,6 +110,42 @@ def test_ingesting_again_says_that_there_is_nothing_to_do(repo, acquisition):
     assert state(repo) == before
 
 
+RUNS = "SELECT stage, state, branch, input_commit, output_commit, blocks, computed, reused, bytes FROM ops.runs"
+
+
+def runs(repo, query=RUNS):
+    with repo.snapshot("main", ops="ops") as snapshot:
+        return snapshot.sql(query).rows()
+
+
+def test_an_ingest_is_among_the_runs_once_and_one_that_had_nothing_to_do_is_not(repo, acquisition):
+    repo.create_branch("ops", "main")
+    before = repo.resolve("archive")
+    lines = table(acquisition)
+    write(acquisition.folder / "some.csv", lines[:10])
+    some = ingest_tiles(repo, acquisition.folder / "some.csv")
+    rest = ingest_tiles(repo, acquisition.folder)
+    assert ingest_tiles(repo, acquisition.folder).commit is None
+    sizes = dict(rows(repo).select("path", "bytes").iter_rows())
+    assert runs(repo, f"{RUNS} ORDER BY started, computed") == [
+        ("ingest_tiles", "complete", "archive", before, some.commit, 10, 10, 0, some.bytes),
+        ("ingest_tiles", "complete", "archive", some.commit, rest.commit, len(lines), len(lines) - 10, 10, rest.bytes),
+    ]
+    assert some.bytes + rest.bytes == sum(sizes.values())
+    spent = "SELECT min(wall_s) > 0, min(cpu_s) > 0, sum(accepted_voxels) FROM ops.runs"
+    good = rows(repo).filter(pl.col("status") == "ok")
+    assert runs(repo, spent) == [(True, True, (good["shape_y"] * good["shape_x"]).sum())]
+    (newest,) = runs(repo, "SELECT run_id FROM ops.runs WHERE reused > 0")
+    assert repo.commit_info("archive").metadata["run_id"] == newest[0]
+
+
+def test_a_row_that_could_not_be_written_is_written_by_the_next_ingest(repo, acquisition):
+    done = ingest_tiles(repo, acquisition.folder)  # there is no `ops` yet
+    repo.create_branch("ops", "main")
+    assert ingest_tiles(repo, acquisition.folder).commit is None
+    assert runs(repo, "SELECT output_commit FROM ops.runs") == [(done.commit,)]
+
+
 def test_other_bytes_under_an_archived_name_are_refused_naming_the_tile(repo, acquisition):
     ingest_tiles(repo, acquisition.folder)
     before = state(repo)
@@ -341,6 +377,7 @@ def test_nine_real_camera_tiles_are_all_accepted(repo, test_data, tmp_path):
 def test_a_server_archives_the_same_rows_and_bytes_as_a_folder(repo, lakefs_repo, acquisition):
     lakefs_repo.create_branch("archive", "main")
     for target in (repo, lakefs_repo):
+        target.create_branch("ops", "main")
         report = ingest_tiles(target, acquisition.folder)
         assert report.quarantined == 3
         assert ingest_tiles(target, acquisition.folder).commit is None
@@ -348,6 +385,8 @@ def test_a_server_archives_the_same_rows_and_bytes_as_a_folder(repo, lakefs_repo
         tables.content_digest(target.location_of("archive", "tables/tiles/"), "tiles") for target in (repo, lakefs_repo)
     }
     assert len(digests) == 1
+    told = "SELECT stage, params_digest, merkle_root, blocks, computed, bytes, accepted_voxels FROM ops.runs"
+    assert runs(repo, told) == runs(lakefs_repo, told) != []
     raw = [(stat.key, stat.size) for stat in repo.list("archive", "raw/")]
     assert raw == [(stat.key, stat.size) for stat in lakefs_repo.list("archive", "raw/")]
     assert all(repo.get("archive", key) == lakefs_repo.get("archive", key) for key, _ in raw)

@@ -31,7 +31,7 @@ def fresh(fresh_folder, tmp_path):
 @pytest.mark.slow
 def test_a_kill_between_two_steps_archives_all_or_nothing(fresh):
     # Those of the engine below, and each of the many passes, are for the soak.
-    ours = {"ingest.tile-stored:5", "ingest.rows-written:1"}
+    ours = {"ingest.tile-stored:5", "ingest.rows-written:1", "ingest.recorded:1"}
     passes = at_every_point(TABLE, "ingest", fresh, only=lambda at: at in ours or at.startswith("session."))
     assert ours < set(passes)
     assert len(passes) >= 9

@@ -95,6 +95,18 @@ def test_the_same_volume_again_changes_nothing_and_another_shape_is_refused(repo
     assert not [name for name in repo.branches() if name.startswith("session-")]
 
 
+def test_an_import_is_among_the_runs_and_is_no_block_that_could_be_missing(repo, sources):
+    repo.create_branch("ops", "main")
+    made = ingest_volume(repo, sources / "zarr3", "em", "cand-a", plan=NM)
+    assert ingest_volume(repo, sources / "zarr3", "em", "cand-a", plan=NM).commit is None
+    with repo.snapshot("cand-a", ops="ops") as snapshot:
+        told = "SELECT stage, state, branch, output_commit, merkle_root, accepted_voxels, bytes > 0 FROM ops.runs"
+        row = ("ingest_volume", "complete", "cand-a", made.commit, made.digest, 20 * 30 * 40, True)
+        assert snapshot.sql(told).rows() == [row]
+        assert snapshot.sql("SELECT count(*) FROM snapshot_runs JOIN ops.runs USING (run_id)").rows() == [(1,)]
+    assert len([commit for commit in repo.log("cand-a") if commit.parents]) == 1
+
+
 def test_equal_voxels_have_one_digest_whatever_format_they_came_from(repo, sources, voxels):
     digests = {ingest_volume(repo, sources / kind, kind, "cand-a", plan=NM).digest for kind in ("zarr", "zarr3", "n5")}
     digests.add(ingest_array(repo, voxels, "array", "cand-a", source="a test", plan=NM).digest)

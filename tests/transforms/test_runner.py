@@ -241,7 +241,7 @@ def test_a_wrong_request_stops_at_once_and_says_so_itself(repo):
 
 
 def test_a_block_that_kills_its_worker_is_poison_and_its_neighbours_are_not(repo, processes):
-    with pytest.raises(StageFailed, match=r"1 blocks failed.*paint/0_0_1: WorkerDied.*SIGKILL"):
+    with pytest.raises(StageFailed, match=r"1 block failed.*paint/0_0_1: WorkerDied.*SIGKILL"):
         run(repo, toy_pipeline("paint", paint={"die_at": "0_0_1"}), "work", executor=processes, retry=QUICK)
     (branch,) = repo.branches("session-")
     done = [s.key for s in repo.list(branch, "_runs/") if "/blocks/" in s.key]

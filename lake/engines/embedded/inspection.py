@@ -25,6 +25,7 @@ from lake.engines.embedded.manifests import Manifests
 from lake.engines.embedded.store import HEAL
 from lake.integrity import RESTORE, Fault, Inventory, Part
 from lake.repository import Commit, CommitId, Progress
+from lake.wording import counted
 
 _BLOCK = 1 << 20
 
@@ -277,7 +278,7 @@ def _compare(path: str | Path, digest: bytes, size: int) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if length != size:
-        return f"has {length} bytes, not {size}"
+        return f"has {counted(length, 'byte')}, not {size}"
     if found != digest:
         return f"has other bytes than its digest {digest.hex()[:16]} says (sha256 {found.hex()[:16]})"
     return None

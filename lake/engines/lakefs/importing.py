@@ -3,7 +3,8 @@
 lakeFS commits what is staged with one parent. Its API also takes a *commit record*: any parents, message, metadata,
 committer and time over the tree (`metarange`) of a commit that is there already. The server demands that the record's
 id is the hash of what it says (`identity`). So a commit is rebuilt in two steps: stage and commit on a work branch,
-which makes the tree; then a record over that tree. The first commit is left to the server, unreachable.
+which makes the tree; then a record over that tree. The first commit is left to the server, unreachable. Servers that
+take no records: `plain`.
 
 A protected branch is moved by lifting its rules and putting them back. What was lifted is noted in the repository's
 metadata first, so that whoever comes after a killed process puts it back.
@@ -33,10 +34,8 @@ _COMMIT = ("id", "meta_range_id", "generation")
 #: Rules are cached for 3 s and up to 3 s of jitter.
 _PATIENCE_S = 20.0
 _VERSION = 1
-
-
-def _seconds(like: Commit) -> int:
-    return int(like.created.timestamp() // 1)
+#: How the server answers to the record of a commit that it has.
+THERE = 409
 
 
 class LakeFSImporter:
@@ -51,6 +50,11 @@ class LakeFSImporter:
         self._protection = protection
         self._generations: dict[CommitId, int] = {}
 
+    @staticmethod
+    def seconds(like: Commit) -> int:
+        """Give the time of a commit as the server takes it."""
+        return int(like.created.timestamp() // 1)
+
     # -- commits --------------------------------------------------------------------------------------------------
     def commit(self, branch: str, like: Commit) -> CommitId:
         """Turn what is staged on `branch` into a commit like `like`, and move the branch there."""
@@ -60,7 +64,7 @@ class LakeFSImporter:
         says = {
             "committer": like.committer,
             "message": like.message,
-            "creation_date": _seconds(like),
+            "creation_date": self.seconds(like),
             "parents": list(like.parents),
             "metadata": dict(like.metadata),
         }
@@ -71,8 +75,10 @@ class LakeFSImporter:
             self._wire.call(
                 self._wire.sdk.internal_api.create_commit_record, self._wire.name, body, doing="rebuild a commit"
             )
-        except ConflictError:
-            pass  # made by a run that was killed: the id says that it is the same
+        except ConflictError as error:
+            if status_of(error) != THERE:
+                raise
+            # Made by a run that was killed: the id says that it is the same.
         except BadInput as error:
             raise StorageError(
                 f"this server refuses the record of a cloned commit: {error.message}",

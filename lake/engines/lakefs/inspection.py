@@ -5,7 +5,7 @@ What protects what:
 - the bytes of an object: the sha256 that a release, the table of tiles or an earlier scrub recorded; else the server's
   checksum (`checksums`). Where that is no md5 of the whole, the sha256 seen is recorded and holds from the next run on;
 - a commit: its id is the sha256 of what it says, and is computed again;
-- trees: the files of its ranges, where its store lies on this machine (`sstable`), and the copies in its cache. The
+- trees: the files of its ranges, where its store lies on this machine (`store`), and the copies in its cache. The
   server itself takes a range that it cannot read for an empty one and says nothing. Elsewhere that is noticed where a
   commit has another tree than its parent and is said to change nothing.
 
@@ -32,11 +32,12 @@ from lake.engines.lakefs import known
 from lake.engines.lakefs.checksums import SMALLEST_PART, fits
 from lake.engines.lakefs.identity import identity_of
 from lake.engines.lakefs.references import COMMIT_FIELDS, References, commit_from
-from lake.engines.lakefs.sstable import Damaged, blocks
+from lake.engines.lakefs.store import RESTORE_RANGE, LocalStore
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import OF_THE_MACHINE, CorruptObject, LakeError, NotFound, ServerUnreachable
 from lake.integrity import Fault, Inventory, Part
 from lake.repository import Commit, CommitId, ObjectStat, Progress, Repository
+from lake.wording import counted
 
 _PIECE = 8 << 20
 _SKEW_S = 3  # a commit dated further ahead is none of this moment
@@ -44,7 +45,6 @@ _FEW = 64  # changed keys that are looked up one by one; more are taken from a l
 _XID = re.compile(r"[0-9a-v]{20}")
 _LOCAL = re.compile(r"local://(/.+)/data/[^/]+/[^/]+")
 RESTORE = "restore the object's file in the server's block store, or revert to a commit without it"
-RESTORE_RANGE = "restore that file in the server's block store, then remove the copy in its cache and restart it"
 
 
 @dataclass(slots=True)
@@ -203,28 +203,12 @@ class ServerInspector:
     # -- the store on this machine ------------------------------------------------------------------------------------
     def _check_tables(self) -> tuple[int, int, list[Fault]]:
         """Check the files of ranges and metaranges, and the server's cached copies, where they lie on this machine."""
+        store = self._store()
+        return (0, 0, []) if store is None else store.check()
+
+    def _store(self) -> LocalStore | None:
         folder = self._store_folder()
-        if folder is None:
-            return 0, 0, []
-        cache = folder.parent.parent / "cache"
-        stored = {path.name: path for path in folder.glob("_lakefs/*") if len(path.name) == 64}
-        size, faults = 0, []
-        for name, path in sorted(stored.items()):
-            data = path.read_bytes()
-            size += len(data)
-            if wrong := _fault_in(data):
-                faults.append(Fault("manifest", name, f"{path}: {wrong}", RESTORE_RANGE))
-            copies = (cache / kind / folder.name / name for kind in ("range", "meta-range"))
-            faults += [
-                Fault("manifest", name, f"{copy}: {wrong}", "stop the server, remove that file, and start it again")
-                for copy in copies
-                if copy.is_file() and (wrong := _fault_in(copy.read_bytes()))
-            ]
-        faults += [
-            Fault("manifest", tree, f"{folder / '_lakefs' / tree} is missing", RESTORE_RANGE)
-            for tree in sorted(set(self._trees.values()) - stored.keys() - {""})
-        ]
-        return len(stored), size, faults
+        return None if folder is None else LocalStore(folder, {*self._trees.values()} - {""})
 
     def _store_folder(self) -> Path | None:
         """Give the folder of the repository's block store if it lies on this machine."""
@@ -290,7 +274,7 @@ class ServerInspector:
 
     def _judge(self, content: _Content, size: int, sha256: str, md5: str) -> str | None:
         if size != content.size:
-            return f"has {size} bytes, not {content.size}"
+            return f"has {counted(size, 'byte')}, not {content.size}"
         recorded = self._known.find(content.address, content.key, content.size, content.checksum)
         if recorded:
             return None if recorded == sha256 else f"has sha256 {sha256}, {recorded} is recorded"
@@ -319,8 +303,9 @@ class ServerInspector:
         if fault.kind in {"object", "staged"}:
             found = self._holding(self._contents[fault.name])
         elif fault.kind == "manifest":
-            trees = {fault.name, *self._trees_naming(fault.name)}
-            found = {commit for commit, tree in self._trees.items() if tree in trees}
+            store = self._store()
+            fault, trees = (fault, set[str]()) if store is None else store.told(fault)
+            found = {commit for commit, tree in self._trees.items() if tree in {fault.name, *trees}}
         elif fault.kind == "commit":
             found = self._descendants(fault.name)
         else:
@@ -346,18 +331,6 @@ class ServerInspector:
             ids = list(self._commits)
             return {commit for commit, held in zip(ids, pool.map(holds, ids), strict=True) if held}
 
-    def _trees_naming(self, name: str) -> set[str]:
-        """Find the metaranges that name a range, by its id in their bytes."""
-        folder = self._store_folder()
-        if folder is None:
-            return set()
-        found = set()
-        for tree in {*self._trees.values()} - {""}:
-            with suppress(FileNotFoundError, Damaged):
-                if any(name.encode() in block for block in blocks((folder / "_lakefs" / tree).read_bytes())):
-                    found.add(tree)
-        return found
-
     def _descendants(self, commit: CommitId) -> set[CommitId]:
         hit = {commit}
         for child in sorted(self._commits.values(), key=lambda c: c.created):
@@ -373,15 +346,6 @@ def _arrival(address: str) -> int:
     """
     name = address.rpartition("/")[2]
     return int(name, 32) >> 68 if _XID.fullmatch(name) else 0
-
-
-def _fault_in(table: bytes) -> str | None:
-    try:
-        for _ in blocks(table):
-            pass
-    except Damaged as error:
-        return str(error)
-    return None
 
 
 def _common_folder(first: str, last: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from lake.clones import PARENTS
 from lake.errors import OF_THE_MACHINE, LakeError
 from lake.repository import Commit, Repository
 from lake.scrub_record import rows_of
@@ -32,7 +33,7 @@ def digests(repo: Repository, place: str, commits: Sequence[Commit]) -> Digests:
     """
     found = Digests()
     for commit in commits:
-        if "release" in commit.metadata and len(commit.parents) == 2:
+        if "release" in commit.metadata and (len(commit.parents) == 2 or PARENTS in commit.metadata):
             _from_release(repo, commit, found)
     for branch, table in (("archive", "tiles"), ("ops", "scrub_digests")):
         try:

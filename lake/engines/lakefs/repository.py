@@ -14,6 +14,7 @@ from lake.engines.lakefs.gate_runs import RunningGate
 from lake.engines.lakefs.importing import LakeFSImporter
 from lake.engines.lakefs.inspection import ServerInspector
 from lake.engines.lakefs.landing import land
+from lake.engines.lakefs.plain import importer_for
 from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.references import MAIN, References
 from lake.engines.lakefs.retention import Retention
@@ -94,8 +95,8 @@ class LakeFSRepository(References, Handle):
         return ServerInspector(self, self, self._wire)
 
     def importer(self) -> LakeFSImporter:
-        """Give the part that rebuilds commits of another repository here."""
-        return LakeFSImporter(self, self._wire, self._protection)
+        """Give the part that rebuilds commits of another repository here, as far as this server lets it."""
+        return importer_for(self, self._wire, self._protection)
 
     # -- protection ---------------------------------------------------------------------------------------------
     def protect(self, pattern: str, *more: str) -> None:

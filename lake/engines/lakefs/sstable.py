@@ -9,7 +9,9 @@ Every block ends in a byte for its compression and a masked crc32c of both. The 
 lie, these say where all others do. The blocks must fill the file without a gap, so no byte is left unchecked.
 """
 
+import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import google_crc32c
 import pyarrow as pa
@@ -18,7 +20,20 @@ _FOOTER = 53
 _TRAILER = 5
 _ENDING = (2).to_bytes(4, "little") + bytes.fromhex("f7cff485b741e288")
 _CRC32C, _PLAIN, _SNAPPY = 1, 0, 1
+# An id of 64 digits behind its length, which Go doubles to leave room for a sign.
+_ID, _NAMED, _HEX = 64, bytes.fromhex("8001"), re.compile(rb"[0-9a-f]{64}")
+_FIRST, _LAST, _COUNT, _BYTES = 1, 2, 4, 2
 Handle = tuple[int, int]  # offset and length of a block, without its trailer
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What a metarange says of a range: its id, its first and last key, and how many objects it holds."""
+
+    id: str
+    first: bytes
+    last: bytes
+    count: int
 
 
 class Damaged(ValueError):
@@ -31,6 +46,40 @@ def blocks(table: bytes) -> Iterator[bytes]:
         yield from _blocks(table)
     except (IndexError, pa.ArrowException, OSError, OverflowError) as error:
         raise Damaged(f"its index leads nowhere: {error}") from error
+
+
+def ranges(metarange: bytes) -> Iterator[Range]:
+    """Yield the ranges that a metarange names, in the order of their keys; nothing if the table is one of objects.
+
+    A value is two strings, each behind its length: the id, and a protocol buffer of key, key, bytes and count.
+    """
+    for block in blocks(metarange):
+        for value in _values(block):
+            if not value.startswith(_NAMED):
+                continue
+            name = value[len(_NAMED) : len(_NAMED) + _ID]
+            if _HEX.fullmatch(name):
+                _, at = _varint(value, len(_NAMED) + _ID)
+                fields = _fields(value[at:])
+                first, last, count = (fields.get(number) for number in (_FIRST, _LAST, _COUNT))
+                if isinstance(first, bytes) and isinstance(last, bytes) and isinstance(count, int):
+                    yield Range(name.decode(), first, last, count)
+
+
+def _fields(message: bytes) -> dict[int, bytes | int]:
+    """Read a protocol buffer of numbers and strings: numbers of fields to what they hold."""
+    found: dict[int, bytes | int] = {}
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, at = _varint(message, at)
+        found[tag >> 3] = number
+        if tag & 7 == _BYTES:
+            found[tag >> 3] = message[at : at + number]
+            at += number
+        elif tag & 7:
+            raise Damaged(f"it says of a range what is of the unknown kind {tag & 7}")
+    return found
 
 
 def _blocks(table: bytes) -> Iterator[bytes]:
