@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pytest
 
 import lake
 from lake import server
-from lake.engines.lakefs import local_store
+from lake.engines.lakefs import inspection, local_store
 from lake.engines.lakefs.uploads import LARGE
-from lake.errors import NoRoom, ProtectedBranch, RefNotFound, ServerUnreachable, StorageError
+from lake.errors import CorruptObject, NoRoom, ProtectedBranch, RefNotFound, ServerUnreachable, StorageError
 from lake.testing.server import program
 
 pytestmark = pytest.mark.lakefs
@@ -74,6 +75,15 @@ def test_the_object_does_not_change_with_the_file_it_came_from(near, tmp_path):
     source.write_bytes(b"x" * len(DATA))
     assert near.get("main", "a") == DATA
     assert file_of(stat).stat().st_nlink == 1
+
+
+def test_a_damaged_file_is_found_and_its_address_tells_when_the_bytes_came(near):
+    stat = near.put("main", "a", DATA)
+    assert abs(inspection._arrival(stat.address) - time.time()) < 600
+    file = file_of(stat)
+    file.write_bytes(bytes([DATA[0] ^ 1]) + DATA[1:])
+    with pytest.raises(CorruptObject):
+        near.get("main", "a")
 
 
 def test_where_it_may_not_be_put_nothing_is_left(near):
