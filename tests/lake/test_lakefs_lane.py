@@ -72,7 +72,7 @@ OK = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}"
 def test_one_connection_carries_many_requests(lanes):
     other, lane = talk(lanes, OK, OK, OK)
     for number in range(3):
-        assert lane.post(f"/{number}", {"X-A": "b"}, b"body", 4) == Answer(201, b"{}")
+        assert lane.send("POST", f"/{number}", {"X-A": "b"}, b"body", 4) == Answer(201, b"{}")
     assert other.connections == 1
     assert [body for _, body in other.seen] == [b"body"] * 3
     assert other.seen[2][0].startswith(b"POST /2 HTTP/1.1\r\n")
@@ -85,31 +85,40 @@ def test_bytes_and_files_arrive_whole(lanes, tmp_path, size):
     data = os.urandom(size)
     file = tmp_path / "file"
     file.write_bytes(data)
-    lane.post("/a", {}, data, size)
-    lane.post("/b", {}, file, size)
+    lane.send("POST", "/a", {}, data, size)
+    lane.send("POST", "/b", {}, file, size)
     assert [body for _, body in other.seen] == [data, data]
 
 
 def test_an_answer_in_chunks_is_read_whole_and_the_connection_kept(lanes):
     chunked = b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n7;x=y\r\n, world\r\n0\r\n\r\n"
     other, lane = talk(lanes, chunked, OK)
-    assert lane.post("/", {}, b"", 0).data == b"hello, world"
-    assert lane.post("/", {}, b"", 0).data == b"{}"
+    assert lane.send("POST", "/", {}, b"", 0).data == b"hello, world"
+    assert lane.send("POST", "/", {}, b"", 0).data == b"{}"
     assert other.connections == 1
 
 
 def test_a_connection_that_the_server_closes_is_not_used_again(lanes):
     other, lane = talk(lanes, b"HTTP/1.1 400 Bad\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", OK)
-    assert lane.post("/", {}, b"", 0).status == 400
-    assert lane.post("/", {}, b"", 0).status == 201
+    assert lane.send("POST", "/", {}, b"", 0).status == 400
+    assert lane.send("POST", "/", {}, b"", 0).status == 201
     assert other.connections == 2
+
+
+def test_what_is_to_be_sent_once_is_not_sent_again_when_the_server_has_closed_the_connection(lanes):
+    other, lane = talk(lanes, OK, b"close", OK, b"close")
+    lane.send("POST", "/", {}, b"1", 1)
+    assert lane.send("POST", "/", {}, b"2", 1).status == 201
+    with pytest.raises(ConnectionError):
+        lane.send("POST", "/", {}, b"3", 1, once=True)
+    assert [body for _, body in other.seen] == [b"1", b"2", b"2", b"3"]
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0 close\r\n\r\n", b"HTTP/1.1 twelve close\r\n\r\n", b"close"])
 def test_what_is_no_http_is_a_broken_connection(lanes, answer):
     _, lane = talk(lanes, answer)
     with pytest.raises(ConnectionError):
-        lane.post("/", {}, b"", 0)
+        lane.send("POST", "/", {}, b"", 0)
 
 
 @pytest.mark.parametrize("by", [-1, 1])
@@ -119,7 +128,7 @@ def test_a_file_that_changes_its_size_meanwhile_is_refused(lanes, tmp_path, by):
     file = tmp_path / "file"
     file.write_bytes(bytes(size + by))
     with pytest.raises(StorageError, match="no longer the"):
-        lane.post("/", {}, file, size)
+        lane.send("POST", "/", {}, file, size)
 
 
 @pytest.mark.lakefs

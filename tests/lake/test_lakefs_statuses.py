@@ -60,7 +60,7 @@ def called() -> set[str]:
     return found
 
 
-#: Operations that go over the same pool without the generated client (`Wire.request`, `json`, `pages`).
+#: Operations that go over the same pool without the generated client (`Wire.request`, `send`, `json`, `pages`).
 BY_PATH = {
     "get_repository",
     "get_branch",
@@ -75,6 +75,8 @@ BY_PATH = {
     "stat_object",
     "get_object",
     "upload_object",
+    "get_physical_address",
+    "link_physical_address",
 }
 
 

@@ -42,7 +42,7 @@ from lake.wording import counted
 _PIECE = 8 << 20
 _SKEW_S = 3  # a commit dated further ahead is none of this moment
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
-_XID = re.compile(r"[0-9a-v]{20}")
+_XID = re.compile(r"([0-9a-v]{20})(,.*)?")
 _LOCAL = re.compile(r"local://(/.+)/data/[^/]+/[^/]+")
 RESTORE = "restore the object's file in the server's block store, or revert to a commit without it"
 
@@ -342,10 +342,11 @@ class ServerInspector:
 def _arrival(address: str) -> int:
     """Give the second in which the server gave out an address, or 0 if it did not make it up itself.
 
-    The last part of one that it did is an xid: 20 digits to the base 32, of which the first 32 bits are the time.
+    The last part of one that it did is an xid: 20 digits to the base 32, of which the first 32 bits are the time. One
+    that was given out to be linked ends in a comma and a signature.
     """
-    name = address.rpartition("/")[2]
-    return int(name, 32) >> 68 if _XID.fullmatch(name) else 0
+    match = _XID.fullmatch(address.rpartition("/")[2])
+    return int(match[1], 32) >> 68 if match else 0
 
 
 def _common_folder(first: str, last: str) -> str:

@@ -1,10 +1,8 @@
 """The road for uploads: HTTP/1.1 over kept connections, with nothing between a file and the socket.
 
 Of 4 KiB objects (16 threads, two cores shared with the server, medians of three) a general client took in 1,600 a
-second, the S3 gateway through a client in Rust 3,000, bare sockets 4,300: most of it is the interpreter's lock, so a
-request is few calls and no more. A file goes by `sendfile`. Linking a file in place into a local store is no faster
-where its bytes are copied (the disk is the limit), and without a copy the object would change with the caller's file;
-so it is not done.
+second, bare sockets 4,300: most of it is the interpreter's lock, so a request is few calls and no more. A file goes by
+`sendfile`. Which uploads go this way says `uploads`.
 
 Every wait is watched: a server that has stopped answers nothing, and is given up after seconds (`watched`).
 """
@@ -52,8 +50,19 @@ class Lane:
         with self._lock:
             _close_all(self._idle)
 
-    def post(self, target: str, headers: Mapping[str, str], body: bytes | Path, size: int) -> Answer:
+    def send(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | Path = b"",
+        size: int = 0,
+        *,
+        once: bool = False,
+    ) -> Answer:
         """Send `size` bytes and read the answer.
+
+        A request that does no harm twice is sent again if the server had closed the connection, unless `once`.
 
         Raises
         ------
@@ -65,12 +74,11 @@ class Lane:
         while True:
             connection, kept = self._take()
             try:
-                self._send(connection, target, headers, body, size)
+                self._send(connection, f"{method} {target}", headers, body, size)
                 answer, keep = self._receive(connection)
             except BaseException as error:
                 connection.close()
-                # The server had closed a connection that nobody used: done twice, an upload is the same as once.
-                if kept and isinstance(error, ConnectionError):
+                if kept and not once and isinstance(error, ConnectionError):
                     continue
                 raise
             self._give_back(connection, keep=keep)
@@ -93,9 +101,9 @@ class Lane:
         connection.close()
 
     def _send(
-        self, connection: WatchedSocket, target: str, headers: Mapping[str, str], body: bytes | Path, size: int
+        self, connection: WatchedSocket, asked: str, headers: Mapping[str, str], body: bytes | Path, size: int
     ) -> None:
-        lines = [f"POST {target} HTTP/1.1", f"Host: {self._host}", f"Content-Length: {size}"]
+        lines = [f"{asked} HTTP/1.1", f"Host: {self._host}", f"Content-Length: {size}"]
         head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode("latin-1")
         # What refuses an upload may answer and close before it has read it all: then the answer is what counts.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):

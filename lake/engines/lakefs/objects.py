@@ -35,17 +35,16 @@ def stat_from(entry: dict[str, Any]) -> ObjectStat:
 
 def put(wire: Wire, branch: str, key: str, data: bytes | Path, content_type: str, metadata: Metadata) -> ObjectStat:
     """Upload bytes or stream a file; names and branch are checked by the caller."""
-    if not _MEDIA_TYPE.fullmatch(content_type) or content_type.lower().startswith("multipart/form-data"):
-        raise BadInput(f"content type {content_type!r} of {key!r} is not valid", fix="give type/subtype")
+    check_content_type(key, content_type)
     doing = f"put {key!r} on {branch!r}"
     headers = {"Content-Type": content_type}
     in_headers = all(_HEADER_NAME.fullmatch(n) and _HEADER_VALUE.fullmatch(v) for n, v in metadata.items())
     if in_headers:
         headers |= {f"X-Lakefs-Meta-{name}": value for name, value in metadata.items()}
-    content, size = _content(data)
+    content, size = content_of(data)
     path = f"/branches/{segment(branch)}/objects"
     # Sending the same bytes to the same key twice is the same as once, so a broken connection is tried again.
-    answer = wire.upload(path, {"path": key}, content, size, headers, doing=doing)
+    answer = wire.send("POST", path, {"path": key}, content, size, headers, doing=doing)
     stat = stat_from(wire.read(answer, fields=STAT_FIELDS, doing=doing))
     if stat.size != size:
         raise StorageError(
@@ -65,7 +64,13 @@ def put(wire: Wire, branch: str, key: str, data: bytes | Path, content_type: str
     return stat
 
 
-def _content(data: bytes | Path) -> tuple[bytes | Path, int]:
+def check_content_type(key: str, content_type: str) -> None:
+    """Raise `BadInput` for a content type that the server would stumble over."""
+    if not _MEDIA_TYPE.fullmatch(content_type) or content_type.lower().startswith("multipart/form-data"):
+        raise BadInput(f"content type {content_type!r} of {key!r} is not valid", fix="give type/subtype")
+
+
+def content_of(data: bytes | Path) -> tuple[bytes | Path, int]:
     """Give what is sent and its size; a small file is read here, one packet being faster than `sendfile`."""
     if not isinstance(data, Path):
         content = bytes(data)

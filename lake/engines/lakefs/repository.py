@@ -19,6 +19,7 @@ from lake.engines.lakefs.protection import Protection
 from lake.engines.lakefs.references import MAIN, References
 from lake.engines.lakefs.retention import Retention
 from lake.engines.lakefs.touching import touching
+from lake.engines.lakefs.uploads import Uploads
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
     AlreadyExists,
@@ -49,6 +50,7 @@ class LakeFSRepository(References, Handle):
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
         self._protection = Protection(wire)
+        self._uploads = Uploads(wire)
         self._s3: S3Access | None = None
 
     @classmethod
@@ -144,14 +146,14 @@ class LakeFSRepository(References, Handle):
         content_type: str = "application/octet-stream",
         metadata: Metadata = NO_METADATA,
     ) -> ObjectStat:
-        """Stage bytes, or stream the content of a file, under `key`."""
+        """Stage bytes, or the content of a file, under `key`; see `uploads` for how they travel."""
         check_key(key)
         entries = check_metadata(metadata)
         if isinstance(data, Path) and not data.is_file():
             raise NotFound(f"{data} cannot be read: no such file", fix="give a readable file")
         with self._writing(branch):
             self._check_branch_name(branch)
-            return objects.put(self._wire, branch, key, data, content_type, entries)
+            return self._uploads.put(branch, key, data, content_type, entries)
 
     def _check_branch_name(self, branch: str) -> None:
         # A tag, a commit id or a malformed name is answered with 400, 404 or 500: ask the right question instead.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -36,6 +37,7 @@ T = TypeVar("T")
 #: A list of pairs may name one parameter several times.
 Query = Mapping[str, object] | Sequence[tuple[str, object]]
 PAGE = 1000
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Refused connections fail at once; a host that swallows packets must still be reported in under five seconds.
 CONNECT_S = 3.0
 READ_S = 60.0
@@ -118,33 +120,38 @@ class Wire:
 
         return self._attempt(send, doing=doing, safe=safe, changes=method != "GET")
 
-    def upload(
+    def send(
         self,
+        method: str,
         path: str,
         query: Mapping[str, object],
-        data: bytes | Path,
-        size: int,
-        headers: Mapping[str, str],
+        data: bytes | Path = b"",
+        size: int = 0,
+        headers: Mapping[str, str] = NO_HEADERS,
         *,
         doing: str,
+        once: bool = False,
     ) -> bytes:
-        """POST bytes or a file below the repository and give the body of the answer; done twice it does no harm."""
+        """Send bytes or a file below the repository by the fastest road, and give the body of the answer.
+
+        Done twice it must do no harm; with `once` it is sent again only if it surely did not arrive.
+        """
         target = path + "?" + urlencode(query)
         lane = self._lane
         if lane is None:
             sized = {**headers, "Content-Length": str(size)}
             make = (lambda: data.open("rb")) if isinstance(data, Path) else (lambda: BytesIO(data))
-            return self.request("POST", target, doing=doing, body=make, headers=sized).data
+            return self.request(method, target, doing=doing, body=make, headers=sized, safe=not once).data
         below = urlsplit(self._base).path + target
         given = {"Authorization": self._authorization, **headers}
 
         def send() -> bytes:
-            answer = lane.post(below, given, data, size)
+            answer = lane.send(method, below, given, data, size, once=once)
             if not 200 <= answer.status < 300:
                 raise from_status(answer.status, text_of(answer.data), doing, size)
             return answer.data
 
-        return self._attempt(send, doing=doing, safe=True, changes=True)
+        return self._attempt(send, doing=doing, safe=not once, changes=method != "GET")
 
     def json(
         self, path: str, query: Query | None = None, *, fields: tuple[str, ...] = (), doing: str

@@ -1,0 +1,181 @@
+"""The block store of a server on this machine: bytes are copied into it here, and the server is told that they came.
+
+::
+
+    GET staging/backing   -> the place of the new object, signed for this branch and key
+    copy, hashed on the way; looked at: all bytes there
+    PUT staging/backing   -> the server names the place; only now is there anything to see
+
+Nobody points at the file before that, so a killed client, a full disk or a lost server leave at most an unnamed file,
+as an upload that breaks off inside the server does. What failed here, or was refused at the first asking, is removed.
+Where the answer was lost the file stays: the server may have named it.
+
+The bytes are not synced: neither are those that the server writes, nor the record that names them, without which
+synced bytes would be lost all the same.
+
+Whether a store is this machine's is not taken from its path, which may be that of a container or of the far end of a
+tunnel: `find` looks for an object which the server has just stored itself, under a name that no other store has.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from lake.durable import point
+from lake.engines.lakefs.failures import may_repeat, status_of
+from lake.engines.lakefs.wire import Wire, segment
+from lake.errors import LakeError, StorageError
+from lake.repository import Metadata, ObjectStat
+from lake.room import Room
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_SCHEME = "local://"
+_PLACE = re.compile(r"local://(?P<root>/.+)/(?P<name>data/[^/]+/[^/]+)")
+_COMPARED = 1 << 20
+# Read, hashed and written while it is in the processor's cache.
+_PIECE = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """The folder of one repository in the server's block store, and what the server calls it."""
+
+    root: Path
+    namespace: str
+
+    def put(
+        self, wire: Wire, branch: str, key: str, data: bytes | Path, size: int, content_type: str, metadata: Metadata
+    ) -> ObjectStat | None:
+        """Stage `size` bytes, or a file of that size, under `key`; None if the server stores elsewhere by now.
+
+        Raises
+        ------
+        NoRoom
+            The disk under the store is full.
+        StorageError
+            The file changed meanwhile, or the store cannot be written.
+        """
+        doing = f"put {key!r} on {branch!r}"
+        path, query = f"/branches/{segment(branch)}/staging/backing", {"path": key}
+        given = wire.read(wire.send("GET", path, query, doing=doing), fields=("physical_address",), doing=doing)
+        address = str(given["physical_address"])
+        place = _PLACE.fullmatch(address)
+        if place is None or Path(place["root"]) != self.root:
+            return None
+        point("put.place-given")
+        file = self.root / place["name"]
+        checksum = self._copy(data, size, file, doing)
+        point("put.bytes-placed")
+        told = {
+            # The namespace's form: the server checks its signature, and the object moves with the store.
+            "staging": {"physical_address": f"{self.namespace}/{place['name']}"},
+            "checksum": checksum,
+            "size_bytes": size,
+            "content_type": content_type,
+            "user_metadata": dict(metadata),
+        }
+        body, headers = json.dumps(told).encode(), {"Content-Type": "application/json"}
+        try:
+            answer = wire.send("PUT", path, query, body, len(body), headers, doing=doing, once=True)
+        except LakeError as error:
+            if 400 <= status_of(error) < 500:
+                file.unlink(missing_ok=True)
+                raise
+            if not may_repeat(error, safe=True):
+                raise
+            answer = wire.send("PUT", path, query, body, len(body), headers, doing=doing)
+        wire.read(answer, fields=("path", "checksum"), doing=doing)
+        point("put.linked")
+        return ObjectStat(key, size, checksum, content_type, dict(metadata), address)
+
+    def _copy(self, data: bytes | Path, size: int, file: Path, doing: str) -> str:
+        """Write a new file of `size` bytes and give their md5."""
+        try:
+            with Room(self.root) as room:
+                room.need([size])
+                return _write(file, data, size, doing)
+        except OSError as error:
+            raise StorageError(
+                f"{doing}: {error.filename or file}: {error.strerror}",
+                fix="see who may write in the folder of the server's block store, and read what is put",
+            ) from error
+
+
+def find(wire: Wire, stat: ObjectStat, data: bytes | Path) -> LocalStore | None:
+    """Give the store that an object has just been uploaded into, if it is a folder that is as good as ours.
+
+    Parameters
+    ----------
+    stat : ObjectStat
+        What the server says of the object; `data` is what it was made of.
+    """
+    place = _PLACE.fullmatch(stat.address)
+    if wire.address.host not in _LOOPBACK or place is None:
+        return None
+    root = Path(place["root"])
+    file = root / place["name"]
+    try:
+        about = file.stat()
+        # Of another user's files the server might not be able to read ours, nor write beside them.
+        ours = about.st_uid == os.geteuid() and os.access(root / "data", os.W_OK | os.X_OK)
+        if not ours or about.st_size != stat.size or _beginning(file) != _beginning(data):
+            return None
+    except OSError:
+        return None
+    about_us = wire.json("", fields=("storage_namespace",), doing="look at the repository")
+    namespace = str(about_us["storage_namespace"]).rstrip("/")
+    name = namespace.removeprefix(_SCHEME)
+    return LocalStore(root, namespace) if str(root).endswith(f"/{name}") and name != namespace else None
+
+
+def _beginning(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data[:_COMPARED]
+    with data.open("rb") as stream:
+        return stream.read(_COMPARED)
+
+
+def _write(file: Path, data: bytes | Path, size: int, doing: str) -> str:
+    digest, written = hashlib.md5(usedforsecurity=False), 0
+    with _create(file) as target:
+        try:
+            for piece in _pieces(data):
+                digest.update(piece)
+                left = piece
+                while left:
+                    left = left[target.write(left) :]
+                written += len(piece)
+            if not size == written == os.fstat(target.fileno()).st_size:
+                raise StorageError(
+                    f"{doing}: {written} of {size} bytes arrived", fix="keep the file unchanged while it is put"
+                )
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
+    return digest.hexdigest()
+
+
+def _create(file: Path) -> FileIO:
+    try:
+        return FileIO(file, "xb")
+    except FileNotFoundError:
+        # Modes as the server makes them; it begins a new folder every hour.
+        file.parent.mkdir(mode=0o750, exist_ok=True)
+        return FileIO(file, "xb")
+
+
+def _pieces(data: bytes | Path) -> Iterator[memoryview]:
+    """Give the content piece by piece; each is overwritten by the next."""
+    if isinstance(data, bytes):
+        whole = memoryview(data)
+        yield from (whole[start : start + _PIECE] for start in range(0, len(data), _PIECE))
+        return
+    buffer = memoryview(bytearray(_PIECE))
+    with FileIO(data) as source:
+        while count := source.readinto(buffer):
+            yield buffer[:count]
