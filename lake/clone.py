@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lake
-from lake.clone_plan import LANE, MAIN, Plan, make_plan, public_heads
+from lake.clone_plan import LANE, Plan, make_plan, public_heads
 from lake.clones import Importer, Importing, Move, PlainImporter
 from lake.copying import Copier, Count, compare, stats_of
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, RepositoryNotFound
 from lake.locks import Lock, read_lock, remove_branch
+from lake.names import MAIN
 from lake.rebuild import PlainRebuilder, Rebuilder, changes_of
 from lake.repository import CommitId, Progress, Repository
 from lake.session import Session

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from lake.clones import Move, ancestry, origins
 from lake.errors import ConflictError
 from lake.locks import LOCK, WORK
+from lake.names import MAIN
 from lake.repository import Commit, CommitId, Repository
 
-MAIN = "main"
 #: Work branches of the destination.
 LANE = f"{WORK}clone-"
 #: Branches of the destination that keep what a merge had as a parent, where the clone of the merge could not have it.

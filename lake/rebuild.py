@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from lake.clone_plan import KEPT, MAIN, Plan, public_heads
+from lake.clone_plan import KEPT, Plan, public_heads
 from lake.clones import PARENTS, CannotMerge, Importer, PlainImporter, ancestry, clone_of
 from lake.copying import Copier
 from lake.errors import StorageError
+from lake.names import MAIN
 from lake.repository import Change, Commit, CommitId, Repository
 from lake.wording import counted
 

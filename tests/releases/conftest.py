@@ -15,6 +15,7 @@ from lake.volume_spec import VolumeSpec
 from lake.volumes import create_volume
 from releases.candidates import candidate
 from releases.policy import read_policy
+from releases.publish import publish
 from releases.setup import init
 
 GOOD = {
@@ -165,3 +166,15 @@ def make(repo: Repository, judge_with) -> Callable[..., CommitId]:
         return judge_with(name, **values)
 
     return build
+
+
+@pytest.fixture
+def side_by_side(repo: Repository, make, judge_with) -> None:
+    """Candidates `a`, which is published, and `b`, judged beside it: main holds what `b` lacks."""
+    make("a", data=False)
+    candidate(repo, "b")
+    with repo.session("cand-b", owner="run") as session:
+        session.put("params/watershed/default/1.json", b"{}")
+        session.commit("another parameter set")
+    judge_with("b")
+    publish(repo, "a", user="ann")

@@ -202,14 +202,7 @@ def test_again_is_for_rolled_back_releases_only(repo, make):
     assert "cand-r2" not in repo.branches()
 
 
-def test_of_two_candidates_side_by_side_the_second_is_refreshed_or_refused(repo, make, judge_with):
-    make("a", data=False)
-    candidate(repo, "b")
-    with repo.session("cand-b", owner="run") as session:
-        session.put("params/watershed/default/1.json", b"{}")
-        session.commit("another parameter set")
-    judge_with("b")
-    publish(repo, "a", user="ann")
+def test_of_two_candidates_side_by_side_the_second_is_refreshed_or_refused(repo, side_by_side, judge_with):
     with pytest.raises(ConflictError, match="main holds what cand-b lacks") as caught:
         publish(repo, "b", user="ann")
     assert "emlake release refresh b" in caught.value.fix

@@ -47,14 +47,7 @@ def test_a_release_goes_out_is_undone_and_comes_back_under_a_new_name(repo, make
     assert rows == [("publish", "r1"), ("publish", "r2"), ("rollback", "r2"), ("publish", "r3")]
 
 
-def test_of_two_candidates_side_by_side_the_second_is_refreshed(repo, make, judge_with):
-    make("a", data=False)
-    candidate(repo, "b")
-    with repo.session("cand-b", owner="run") as session:
-        session.put("params/watershed/default/1.json", b"{}")
-        session.commit("another parameter set")
-    judge_with("b")
-    publish(repo, "a", user="ann")
+def test_of_two_candidates_side_by_side_the_second_is_refreshed(repo, side_by_side, judge_with):
     with pytest.raises(ConflictError, match="main holds what cand-b lacks"):
         publish(repo, "b", user="ann")
     refresh(repo, "b")

@@ -13,12 +13,12 @@ from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Trees
 from lake.errors import AlreadyExists, FormatTooNew, RepositoryNotFound
+from lake.names import MAIN
 
 FORMAT = 1
 ENGINE = "embedded"
 MARKER = "emlake.json"
 DATABASE = "refs.sqlite"
-MAIN = "main"
 
 
 def make_repository(root: Path) -> None:

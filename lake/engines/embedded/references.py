@@ -7,10 +7,9 @@ from lake.durable import point
 from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import guarded
 from lake.engines.embedded.history import History, check_free, let_go, new_token
-from lake.engines.embedded.layout import MAIN
 from lake.engines.embedded.workspaces import forget_state
 from lake.errors import ConflictError, RefNotFound, nearest
-from lake.names import check_branch, check_pattern, check_tag
+from lake.names import MAIN, check_branch, check_pattern, check_tag
 from lake.repository import Commit, CommitId
 
 

@@ -21,11 +21,10 @@ from lake.errors import (
     StorageError,
     nearest,
 )
-from lake.names import check_branch, check_tag, is_commit_id
+from lake.names import MAIN, check_branch, check_tag, is_commit_id
 from lake.refs import not_found, parse
 from lake.repository import Commit, CommitId
 
-MAIN = "main"
 COMMIT_FIELDS = ("id", "parents", "message", "committer", "creation_date")
 _REF_FIELDS = ("id", "commit_id")
 

@@ -16,7 +16,7 @@ from lake.engines.lakefs.inspection import ServerInspector
 from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.plain import importer_for
 from lake.engines.lakefs.protection import Protection
-from lake.engines.lakefs.references import MAIN, References
+from lake.engines.lakefs.references import References
 from lake.engines.lakefs.retention import Retention
 from lake.engines.lakefs.touching import touching
 from lake.engines.lakefs.uploads import Uploads
@@ -37,7 +37,7 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location, S3Access
-from lake.names import check_branch, check_key, check_metadata, check_paths, is_commit_id
+from lake.names import MAIN, check_branch, check_key, check_metadata, check_paths, is_commit_id
 from lake.refs import parse
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
 
