@@ -178,7 +178,7 @@ class LocationContract:
         assert tree(repo, "main") == {"v/w": b"1", "v/y": b"1", "v/z": b"1"}
 
     def test_one_key_both_put_and_written_in_a_workspace_is_a_conflict(self, repo: Repository) -> None:
-        """Where puts and writes are staged in one place, the earlier is gone: `LakeFSRepository.workspace` says why."""
+        """Where puts and writes are staged in one place, the earlier is gone: `lake.engines.lakefs` says why."""
         head = save(repo, "main", {"v/x": b"0"})
         write_file(repo.workspace("main", "v/"), "x", b"in the workspace")
         repo.put("main", "v/x", b"put")

@@ -27,7 +27,7 @@ class TestLakeFSRepository(RepositoryContract, LocationContract):
     def open_again(self, repo):
         return lake.open(repo.location)
 
-    # The later one stands, whole; why that cannot be told is said in `LakeFSRepository.workspace`.
+    # The later one stands, whole; why that cannot be told is said in `lake.engines.lakefs`.
     @pytest.mark.xfail(raises=pytest.fail.Exception, strict=True, reason="lakeFS does not tell a put from a write")
     def test_one_key_both_put_and_written_in_a_workspace_is_a_conflict(self, repo):
         super().test_one_key_both_put_and_written_in_a_workspace_is_a_conflict(repo)

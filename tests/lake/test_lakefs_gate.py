@@ -39,7 +39,7 @@ class Release:
 
 @pytest.fixture
 def repo(lakefs_repo: Repository) -> Repository:
-    lakefs_repo.install_gate("main")
+    lakefs_repo.put("main", GATE_KEY, gate_yaml())
     lakefs_repo.put("main", "tables/base/1", b"base")
     lakefs_repo.commit("main", "gate")
     return lakefs_repo
@@ -291,7 +291,7 @@ def test_a_revert_on_a_protected_main_needs_no_verdict(repo):
 @pytest.mark.slow
 def test_branches_made_anew_without_the_gate_commit_while_the_server_forgets_the_old_ones(lakefs_repo):
     first = lakefs_repo.resolve("main")
-    lakefs_repo.install_gate("main")
+    lakefs_repo.put("main", GATE_KEY, gate_yaml())
     lakefs_repo.commit("main", "gate")
     # The server forgets list and file after 5 s and some jitter each; for half of the branches the file goes first.
     names = [f"work-{number}" for number in range(8)]

@@ -5,6 +5,13 @@ engine, `objects` the part of it that carries bytes, `protection` waits for rule
 lakeFS's merge and revert lack (whole units, an expected head), `threeway` finds out whether they are right, `landing`
 whether a branch moved when an answer was lost. `gate` is the release gate that runs inside the server, by the rule of
 `lake.admission`.
+
+A key both put and written in a workspace is a conflict in a folder; here the later one stands, whole. The server stages
+one entry a key, and of the earlier upload nothing is left for a commit to find. A put over a write could be refused (a
+mark in the metadata of puts, `If-Match` against what is staged). A write over a put could not: libraries write without
+conditions, the mark goes with the put, and what one process remembers of its puts does not know of workers that write,
+nor of what they write between the look and the commit. That takes a record staged beside each put (twice the requests),
+or a hidden branch for workspaces (two commits and a merge for each commit).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -9,7 +9,6 @@ from typing import NoReturn
 from lake.engines.lakefs import merging, objects, threeway
 from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
-from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
 from lake.engines.lakefs.gate_runs import RunningGate
 from lake.engines.lakefs.importing import LakeFSImporter
 from lake.engines.lakefs.inspection import ServerInspector
@@ -124,10 +123,6 @@ class LakeFSRepository(References, Handle):
             self.head(branch)
             raise
 
-    def install_gate(self, branch: str) -> None:
-        """Stage the server-side release gate on `branch`; once committed it watches merges into main."""
-        self.put(branch, GATE_KEY, gate_yaml(), content_type="application/yaml")
-
     def server_gate(self) -> RunningGate:
         """Give the gate as the server runs it."""
         return RunningGate(self._wire)
@@ -212,13 +207,7 @@ class LakeFSRepository(References, Handle):
     def workspace(self, branch: str, prefix: str) -> Location:
         """Give `s3://name/<branch>/prefix`: what is written there is staged at once.
 
-        A key both put and written here is no conflict, as it is in a folder: the later one stands, whole. The server
-        stages one entry a key, and of the earlier upload nothing is left for a commit to find. A put over a write could
-        be refused (a mark in the metadata of puts, `If-Match` against what is staged). A write over a put could not:
-        libraries write here without conditions, the mark goes with the put, and what one process remembers of its puts
-        does not know of workers that write, nor of what they write between the look and the commit. That takes a record
-        staged beside each put (twice the requests), or a hidden branch for workspaces (two commits and a merge for each
-        commit).
+        A key both put and written here is no conflict: the later one stands (`lake.engines.lakefs` says why).
         """
         self.head(branch)
         self._protection.check(branch)
