@@ -214,7 +214,7 @@ def _files(table: DeltaTable) -> list[tuple[str, int]]:
 def _check_size(location: Location, path: str, size: int, recorded: int) -> None:
     if size != recorded:
         raise CorruptObject(
-            f"{location.uri}/{path} has {counted(size, 'byte')}, the table's log says {recorded}",
+            f"{location.uri}/{path} has {counted(size, 'byte')}, the table's log says {recorded:,}",
             fix="run `emlake scrub`, and restore the object from a clone",
         )
 

@@ -174,7 +174,7 @@ def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Itera
         if path not in files:
             yield f"{path} is in the log and not there", _FIX
         elif files[path].size != size:
-            yield f"{path} has {counted(files[path].size, 'byte')}, the log says {size}", _FIX
+            yield f"{path} has {counted(files[path].size, 'byte')}, the log says {size:,}", _FIX
 
 
 def _replay(data: bytes, live: dict[str, int]) -> None:
