@@ -30,11 +30,15 @@ def lose(
     act: Callable[[Target], object],
     outcome: Callable[[Target], object],
     points: int,
+    *,
+    stop: bool = False,
 ) -> list[ServerUnreachable | None]:
     """Kill the server at points all through a command, start it again, and run the same command again.
 
     Parameters
     ----------
+    stop : bool
+        Stop the server first, so that it takes connections and answers nothing; it is killed once that was told.
     fresh : callable
         Takes the number of the try and gives something new to work on; the first, 0, is not disturbed.
     act : callable
@@ -55,7 +59,8 @@ def lose(
         at = 1 + total * (2 * point + 1) // (2 * points)
         target = fresh(point + 1)
         try:
-            told.append(_lose_at(mortal, target, act, at))
+            told.append(_lose_at(mortal, mortal.freeze if stop else mortal.kill, target, act, at))
+            mortal.kill()
             mortal.restart()
             act(target)
             assert outcome(target) == expected
@@ -67,13 +72,13 @@ def lose(
 
 
 def _lose_at(
-    mortal: MortalServer, target: Target, act: Callable[[Target], object], at: int
+    mortal: MortalServer, lose_it: Callable[[], None], target: Target, act: Callable[[Target], object], at: int
 ) -> ServerUnreachable | None:
     killed: list[float] = []
 
     def kill(number: int) -> None:
         if number == at:
-            mortal.kill()
+            lose_it()
             killed.append(time.monotonic())
 
     told = None

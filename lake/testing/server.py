@@ -212,6 +212,10 @@ class MortalServer:
             while state.read_text().rpartition(")")[2].split()[0] not in "ZX":
                 time.sleep(0.001)
 
+    def freeze(self) -> None:
+        """Stop the server with SIGSTOP: it takes connections and answers nothing."""
+        freeze(self.state.pid)
+
     def restart(self) -> None:
         """Start it again; a moment passes before the killed one lets go of its port."""
         for _ in range(50):

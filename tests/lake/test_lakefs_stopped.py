@@ -193,7 +193,7 @@ def slow(tmp_path):
     )
     made.write_bytes(made.read_bytes() + (tmp_path / "half").read_bytes())
     server = SlowTLS(str(made))
-    server.pool = watched_pool(ca_certs=str(tmp_path / "half"), connections=2)
+    server.pool = watched_pool(secure=True, ca_certs=str(tmp_path / "half"), connections=2)
     yield server
     server.pool.clear()
     server.listener.close()
@@ -223,4 +223,4 @@ def test_the_limit_of_a_call_holds_for_a_server_that_lives(slow):
 
 def test_a_certificate_that_nobody_vouches_for_is_refused_as_before(slow):
     with pytest.raises(urllib3.exceptions.SSLError):
-        watched_pool(ca_certs=None, connections=1).request("GET", slow.origin + "/x", timeout=3.0)
+        watched_pool(secure=True, ca_certs=None, connections=1).request("GET", slow.origin + "/x", timeout=3.0)

@@ -11,7 +11,7 @@ from releases.setup import init
 from releases.verify import verify
 
 pytestmark = [pytest.mark.lakefs, pytest.mark.slow, pytest.mark.xdist_group("lakefs-crash")]
-POINTS = [2, pytest.param(40, marks=pytest.mark.soak)]
+POINTS = [1, pytest.param(40, marks=pytest.mark.soak)]
 
 
 @pytest.fixture
@@ -48,14 +48,15 @@ def command(repo, work):
     return act
 
 
+@pytest.mark.parametrize("stop", [False, True], ids=["killed", "stopped"])
 @pytest.mark.parametrize("points", POINTS)
-def test_a_publication(points, lakefs_mortal, repo, make):
+def test_a_publication(points, stop, lakefs_mortal, repo, make):
     def fresh(number):
         make(f"r{number}")
         return f"r{number}"
 
     act = command(repo, lambda own, name: publish(own, name, user="ann"))
-    lose(lakefs_mortal, fresh, act, lambda name: state_of(repo, name), points)
+    lose(lakefs_mortal, fresh, act, lambda name: state_of(repo, name), points, stop=stop)
 
 
 @pytest.mark.parametrize("points", POINTS)

@@ -11,7 +11,7 @@ import lake
 from lake import tables
 from lake.testing.crash import check_whole
 from lake.testing.lost import lose
-from transforms.ingest import ingest_array, ingest_tiles
+from transforms.ingest import ImportPlan, ingest_array, ingest_tiles
 from transforms.runner import run
 from transforms.synthetic.acquisition import acquire
 from transforms.testing.repos import toy_pipeline, toy_repository
@@ -67,7 +67,8 @@ def test_an_ingest_of_a_volume(points, lakefs_mortal, opened):
         return f"b{number}"
 
     def act(branch):
-        return ingest_array(opened("volumes"), grey, "em", branch, voxel_nm=(16.0, 8.0, 8.0))
+        plan = ImportPlan(voxel_nm=(16.0, 8.0, 8.0), chunk=(8, 16, 16))
+        return ingest_array(opened("volumes"), grey, "em", branch, source="a test", plan=plan)
 
     def outcome(branch):
         repo = opened("volumes")
@@ -79,14 +80,14 @@ def test_an_ingest_of_a_volume(points, lakefs_mortal, opened):
     lose(lakefs_mortal, fresh, act, outcome, points)
 
 
+@pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["killed", "stopped"])
 @pytest.mark.parametrize("executor", ["serial", pytest.param("processes", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("points", POINTS)
-def test_a_run(points, executor, lakefs_mortal, opened):
+def test_a_run(points, executor, stop, lakefs_mortal, opened):
     toy_repository(lakefs_mortal.state.location("runs")).close()
     pipeline = toy_pipeline("label", paint={"shape": [8, 8, 16]})
 
     def fresh(number):
-        # Another seed for each try: what another branch holds would be copied and not computed.
         opened("runs").create_branch(f"b{number}", "main")
         return f"b{number}"
 
@@ -101,4 +102,4 @@ def test_a_run(points, executor, lakefs_mortal, opened):
         rows = tables.read(repo.location_of("ops@", "tables/runs/")).filter(pl.col("branch") == branch).collect()
         return report.merkle_root, sorted(rows["stage"]), set(rows["state"]), len(list(repo.log(branch)))
 
-    lose(lakefs_mortal, fresh, act, outcome, points)
+    lose(lakefs_mortal, fresh, act, outcome, points, stop=stop)

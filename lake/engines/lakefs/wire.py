@@ -57,7 +57,7 @@ class Wire:
         self.sdk = self.client.sdk_client
         api = self.sdk.objects_api.api_client
         configuration = api.configuration
-        self._pool = watched_pool(ca_certs=configuration.ssl_ca_cert, connections=32)
+        self._pool = watched_pool(secure=address.scheme == "https", ca_certs=configuration.ssl_ca_cert, connections=32)
         api.rest_client.pool_manager = self._pool
         self._base = f"{configuration.host}/repositories/{quote(self.name, safe='')}"
         self._authorization = configuration.get_basic_auth_token()
