@@ -23,8 +23,12 @@ class Figures:
         """Do the work and note its seconds; give what it gave."""
         begun = time.perf_counter()
         result = work()
-        self._rows.setdefault(row, {}).setdefault(way, []).append(time.perf_counter() - begun)
+        self.note(way, row, time.perf_counter() - begun)
         return result
+
+    def note(self, way: str, row: str, seconds: float) -> None:
+        """Note a time that was taken elsewhere."""
+        self._rows.setdefault(row, {}).setdefault(way, []).append(seconds)
 
     def median(self, way: str, row: str) -> float:
         """Give seconds; KeyError where there are none."""

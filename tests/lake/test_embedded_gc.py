@@ -299,7 +299,7 @@ def test_a_put_that_has_found_its_bytes_stored_keeps_them(repo, monkeypatch):
     save(repo, "side", {"x": b"x" * 300})
     repo.delete_branch("side")
     writer = lake.open(repo.location)
-    paused = Paused(monkeypatch, writer, "_stage", lambda: writer.put("main", "again", b"x" * 300))
+    paused = Paused(monkeypatch, writer._engine.stager, "stage", lambda: writer.put("main", "again", b"x" * 300))
     collect_beside(repo, paused)
     paused.finish()
     assert repo.get("main", "again") == b"x" * 300
@@ -312,7 +312,7 @@ def test_what_is_condemned_can_be_read_and_committed_again_while_the_collector_w
     save(repo, "side", {"x": BIG, "y": b"small"})
     repo.delete_branch("side")
     writer, other = lake.open(repo.location), lake.open(repo.location)
-    paused = Paused(monkeypatch, writer, "_stage", lambda: writer.put("main", "slow", b"1"))
+    paused = Paused(monkeypatch, writer._engine.stager, "stage", lambda: writer.put("main", "slow", b"1"))
     seen, threads = [], []
     real = repo._engine.turns.begin_new
 
@@ -362,7 +362,7 @@ def test_work_that_does_not_end_lets_the_collector_give_up_and_everything_stays(
     repo.delete_branch("side")
     before = stored(repo)
     writer = lake.open(repo.location)
-    paused = Paused(monkeypatch, writer, "_stage", lambda: writer.put("main", "slow", b"1"))
+    paused = Paused(monkeypatch, writer._engine.stager, "stage", lambda: writer.put("main", "slow", b"1"))
     with pytest.raises(ConflictError, match=r"more than 0\.05 s"):
         repo.collect_garbage(grace_s=0, wait_s=0.05)
     assert stored(repo) == before

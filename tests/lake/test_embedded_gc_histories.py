@@ -219,7 +219,7 @@ assert other._engine.objects.holds(hashlib.sha256(data).digest(), len(data))
 real = repo._engine.turns.begin_new
 def begin_new(wait_s):
     # A put that found its bytes stored before they were condemned ends now, and is acknowledged.
-    other._stage('main', {b'again': pack(hashlib.sha256(data).digest(), len(data))}, 'put')
+    other._engine.stager.stage('main', {b'again': pack(hashlib.sha256(data).digest(), len(data))}, 'put')
     put.__exit__(None, None, None)
     print('put')
     return real(wait_s)

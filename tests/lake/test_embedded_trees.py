@@ -3,7 +3,17 @@ import random
 import pytest
 
 from lake.engines.embedded import ranges
-from lake.engines.embedded.ranges import cut, decode, differing, encode, is_boundary, pack, pack_object, unpack_object
+from lake.engines.embedded.ranges import (
+    cut,
+    decode,
+    differing,
+    encode,
+    is_boundary,
+    pack,
+    pack_object,
+    replaced,
+    unpack_object,
+)
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Trees, overlay
@@ -114,6 +124,37 @@ def test_blocks_of_the_same_keys_are_compared_as_they_lie(trees):
     assert differing(blocks[0], encode(others, list(left.values()))) is None
     assert differing(blocks[0], encode(keys, [value(1) + b"rest", *list(left.values())[1:]])) is None
     assert differing(encode([], []), encode([], [])) is None
+
+
+def test_values_are_replaced_in_a_block_as_if_it_were_decoded_changed_and_encoded_again():
+    # Keys that begin, end and contain one another: only a whole key may be taken for one.
+    keys = sorted({b"a" * n + tail for n in range(12) for tail in (b"", b"/", b"/b", b"b")} - {b""})
+    block = encode(keys, [value(number) for number in range(len(keys))])
+    for some in (keys, keys[::3], keys[:1], keys[-1:], [keys[5], keys[6], keys[-2]]):
+        edits = [(key, value(1000 + at)) for at, key in enumerate(some)]
+        records = dict(zip(keys, decode(block, "b")[1], strict=True)) | dict(edits)
+        assert replaced(block, edits) == encode(keys, [records[key] for key in keys])
+    for part in ([(b"aab/", value(1))], [(keys[3], None)], [(keys[3], value(1) + b"rest")], [(b"", value(1))]):
+        assert replaced(block, part) is None
+    assert replaced(encode(keys[:1], [value(1) + b"rest"]), [(keys[0], value(2))]) is None
+    assert replaced(encode([], []), [(keys[0], value(2))]) is None
+
+
+def test_a_range_that_is_not_in_memory_is_edited_to_the_same_tree_as_one_that_is(trees):
+    base = {key: value(1) for key in keys_of(3000)}
+    start = trees.edit(trees.empty(), base)
+    rng = random.Random(5)
+    for removed, added in ((0, 0), (3, 0), (0, 3), (3, 3)):
+        edits = {key: value(rng.randrange(9)) for key in rng.sample(sorted(base), 400)}
+        edits |= dict.fromkeys(rng.sample(sorted(base), removed))
+        edits |= {b"volumes/em/%05dx" % rng.randrange(3000): value(2) for _ in range(added)}
+        fresh = Trees(trees._store)
+        expected = {key: held for key, held in (base | edits).items() if held is not None}
+        made = fresh.edit(fresh.load(start.digest), edits)
+        assert made.digest == trees.edit(trees.empty(), expected).digest
+        assert dict(fresh.items(made)) == expected
+        changed = {key: edits[key] for key in edits if base.get(key) != edits[key]}
+        assert {key: after for key, _, after in Trees(trees._store).delta(start, made)} == changed
 
 
 def test_a_change_rewrites_only_the_ranges_it_falls_into(trees):

@@ -250,6 +250,25 @@ def test_progress_counts_each_tile_twice_and_ends_at_its_total(repo, acquisition
     assert seen == [(n, total) for n in range(1, total + 1)]
 
 
+@pytest.mark.parametrize("which", [0, 5])  # the first one shows what the engine hashes, the others rely on it
+def test_a_tile_that_changes_between_validation_and_storing_lands_nothing(repo, acquisition, which):
+    file = acquisition.folder / table(acquisition)[which]["file"]
+    sound, before = file.read_bytes(), state(repo)
+
+    def change(done, total):
+        if done == total // 2:
+            file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+
+    with pytest.raises(BadInput, match=f"{file.name} changed while it was ingested"):
+        ingest_tiles(repo, acquisition.folder, threads=1, progress=change)
+    assert state(repo) == before
+    file.write_bytes(sound)
+    ingest_tiles(repo, acquisition.folder)
+    assert {row["sha256"] for row in rows(repo).iter_rows(named=True) if row["path"].endswith(f"/{file.name}")} == {
+        hashlib.sha256(sound).hexdigest()
+    }
+
+
 _CHILD = "import sys, lake; from pathlib import Path; from transforms.ingest import ingest_tiles\n" \
     "ingest_tiles(lake.open(sys.argv[1]), Path(sys.argv[2]), threads=1)"  # fmt: skip
 

@@ -58,6 +58,7 @@ class Database:
         self.path = path
         self._guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
+        self._idle_soon: list[sqlite3.Connection] = []  # those whose transactions do not wait for the disk
         self._owner = os.getpid()
         self._inherited: list[sqlite3.Connection] = []
         self._closed = False
@@ -75,20 +76,20 @@ class Database:
         finally:
             connection.close()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, synchronous: str) -> sqlite3.Connection:
         if not self.path.exists():
             raise sqlite3.OperationalError(f"{self.path} is missing")
         while True:
             try:
-                return self._connect_now()
+                return self._connect_now(synchronous)
             except sqlite3.Error as error:
                 if not (code_of(error, self.path.parent) and self._spare.give()):
                     raise
 
-    def _connect_now(self) -> sqlite3.Connection:
+    def _connect_now(self, synchronous: str) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
             connection.execute("PRAGMA schema_version").fetchone()  # makes the shared index, for which room is needed
         except sqlite3.Error:
             connection.close()
@@ -96,16 +97,17 @@ class Database:
         return connection
 
     @contextmanager
-    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+    def _borrowed(self, *, soon: bool = False) -> Iterator[sqlite3.Connection]:
         with self._guard:
             if self._owner != os.getpid():
                 # SQLite forbids using, and even closing, a connection on the other side of a fork.
-                self._inherited += self._idle
-                self._idle = []
+                self._inherited += self._idle + self._idle_soon
+                self._idle, self._idle_soon = [], []
                 self._owner = os.getpid()
-            connection = self._idle.pop() if self._idle else None
+            idle = self._idle_soon if soon else self._idle
+            connection = idle.pop() if idle else None
         if connection is None:
-            connection = self._connect()
+            connection = self._connect("NORMAL" if soon else "FULL")
         try:
             yield connection
         finally:
@@ -115,7 +117,7 @@ class Database:
                 if self._closed:
                     connection.close()
                 else:
-                    self._idle.append(connection)
+                    (self._idle_soon if soon else self._idle).append(connection)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -142,23 +144,17 @@ class Database:
     @contextmanager
     def write_soon(self) -> Iterator[sqlite3.Connection]:
         """Change the database so that it survives a kill at once, and a power cut from the next `write` on."""
-        with self._borrowed() as connection:
-            connection.execute("PRAGMA synchronous=NORMAL")
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                connection.execute("PRAGMA synchronous=FULL")
+        with self._borrowed(soon=True) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
         with self._guard:
             self._closed = True
             if self._owner == os.getpid():
-                for connection in self._idle:
+                for connection in (*self._idle, *self._idle_soon):
                     connection.close()
                 self._spare.take_back()
-            self._idle = []
+            self._idle, self._idle_soon = [], []

@@ -13,6 +13,7 @@ from lake.engines.embedded.history import Branch, History, Node, read_staging
 from lake.engines.embedded.incoming import Incoming
 from lake.engines.embedded.layout import DATABASE
 from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.staging import Stager
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Edits, Tree, Trees
 from lake.engines.embedded.turns import Turns
@@ -65,6 +66,7 @@ class Engine:
         self.manifests = Store(root / "manifests", self.scratch, fix=RESTORE)
         self.trees = Trees(self.manifests)
         self.history = History(self.db)
+        self.stager = Stager(self.db, self.history)
         self.views = Views(root / "views", self.objects, self.trees, self.scratch)
         self.workspaces = Workspaces(root / "workspaces", self.db, self.objects, self.trees, self.history, self.scratch)
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -27,6 +27,7 @@ SMALL = 64 * 1024  # bytes; below this a file crosses between store and workspac
 BLOCK = 1 << 20
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
 WORKERS = min(8, os.cpu_count() or 1)
+AHEAD = 16  # results that are computed before they are asked for, at most
 SYNC_EACH = 16  # up to this many files are synced one by one, more by one sync of the file system
 _FALLBACK_BOOT = secrets.token_hex(8)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -125,7 +126,7 @@ def write_new(path: str | Path, data: bytes, mode: int = 0o444) -> int:
     return fd
 
 
-def copy_new(source: str | Path, path: Path, mode: int = 0o444) -> bytes:
+def copy_new(source: str | Path, path: str | Path, mode: int = 0o444) -> bytes:
     """Copy a file to a new one, sharing its extents where the file system can; return the sha256 of the copy.
 
     The copy is not yet synced.
@@ -139,14 +140,14 @@ def copy_new(source: str | Path, path: Path, mode: int = 0o444) -> bytes:
                 with open(fd, "rb", buffering=0, closefd=False) as copy:
                     return hashlib.file_digest(copy, "sha256").digest()
             check_room(fd, size)
-            buffer = memoryview(bytearray(BLOCK))
+            buffer = memoryview(bytearray(min(BLOCK, size) or BLOCK))  # some files do not tell their size
             while count := reader.readinto(buffer):
                 digest.update(buffer[:count])
                 left = buffer[:count]
                 while left:
                     left = left[os.write(fd, left) :]
         except OSError:
-            path.unlink(missing_ok=True)
+            remove([str(path)])
             raise
         finally:
             os.close(fd)
@@ -252,6 +253,15 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     if failures:
         raise failures[min(failures)]
     return [results[at] for at in range(len(items))]
+
+
+def ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Map in threads, in order and a little ahead: the first by itself, then more at a time."""
+    at, count = 0, 1
+    while at < len(items):
+        yield from in_threads(function, items[at : at + count])
+        at += count
+        count = min(2 * count, AHEAD)
 
 
 @contextmanager

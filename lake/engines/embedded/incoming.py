@@ -6,13 +6,14 @@ lie under the id of the current boot: after a power cut, what an earlier boot le
 been hashed again.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from lake.durable import point
-from lake.engines.embedded.files import boot_id, copy_new, hash_file, is_sealed, seal, sync_files, write_new
+from lake.engines.embedded.files import SMALL, boot_id, copy_new, hash_file, is_sealed, seal, sync_files, write_new
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.turns import Turns
@@ -37,7 +38,7 @@ class Incoming:
         """Keep bytes with this digest."""
         if self._holds_bytes(digest, len(data)):
             return
-        path = self._scratch.new()
+        path = self._scratch.name()
         fd = write_new(path, data)
         try:
             seal(fd, os.fstat(fd), digest)
@@ -47,14 +48,22 @@ class Incoming:
 
     def put_file(self, source: Path) -> tuple[bytes, int]:
         """Keep a copy of a file; returns digest and size."""
-        path = self._scratch.new()
         try:
-            digest = copy_new(source, path)
+            data = _whole_if_small(source)
+            if data is None:
+                return self._put_large(source)
         except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
             raise NotFound(f"{source} cannot be read: {error.strerror}", fix="give a readable file") from error
-        stat = path.stat()
+        digest = hashlib.sha256(data).digest()
+        self.put_bytes(digest, data)
+        return digest, len(data)
+
+    def _put_large(self, source: Path) -> tuple[bytes, int]:
+        path = self._scratch.name()
+        digest = copy_new(source, path)
+        stat = os.stat(path)
         if self._holds_bytes(digest, stat.st_size):
-            path.unlink()
+            os.unlink(path)
         else:
             seal(path, stat, digest)
             self._name(path, digest)
@@ -78,7 +87,7 @@ class Incoming:
             return os.stat(path).st_size == size and hash_file(path) == digest
         return False
 
-    def _name(self, path: Path, digest: bytes) -> None:
+    def _name(self, path: str, digest: bytes) -> None:
         point("put.written")
         target = f"{self._text}/{digest.hex()}"
         try:
@@ -142,6 +151,13 @@ class Incoming:
                         os.unlink(boot / name)
                 if boot != self._folder and not any(boot.iterdir()):
                     boot.rmdir()
+
+
+def _whole_if_small(source: Path) -> bytes | None:
+    """Read a file that is not worth sharing extents, or a buffer, for; None for a larger one."""
+    with open(source, "rb", buffering=0) as file:
+        data = file.read(SMALL)
+    return data if len(data) < SMALL else None
 
 
 def _sized(digest: bytes, wanted: Mapping[bytes, tuple[int, str]]) -> tuple[bytes, int]:

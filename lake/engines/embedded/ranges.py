@@ -121,17 +121,49 @@ def differing(left: bytes, right: bytes) -> list[tuple[bytes, bytes, bytes]] | N
 
     Blocks that an edit of values has made from one another are compared as bytes, without an object per record.
     """
-    if len(left) != len(right) or not left.startswith(_MAGIC) or len(left) < _HEAD.size:
+    if len(left) != len(right) or (shape := _plain(left)) is None or left[: shape[1]] != right[: shape[1]]:
         return None
-    _, count, key_bytes, rest_count, _ = _HEAD.unpack_from(left)
+    count, body = shape
+    one, two = (np.frombuffer(block, np.uint8, count * FIXED, body) for block in (left, right))
+    # As words of eight bytes, five a record.
+    places = sorted(set((np.flatnonzero((one != two).view(np.uint64)) // (FIXED // 8)).tolist()))
+    ends = np.flatnonzero(np.frombuffer(left, np.uint8, body - _HEAD.size, _HEAD.size) == _SEPARATOR[0]) + _HEAD.size
+    starts = [_HEAD.size, *(ends + 1).tolist()]
+    stops = [*ends.tolist(), body]
+    at = [(place, body + place * FIXED) for place in places]
+    return [(left[starts[n] : stops[n]], left[v : v + FIXED], right[v : v + FIXED]) for n, v in at]
+
+
+def replaced(block: bytes, edits: Sequence[tuple[bytes, bytes | None]]) -> bytes | None:
+    """Give a block with other values for keys that it holds, sorted; None if it must be decoded for that.
+
+    The same bytes as decoding, changing and encoding it give, without an object per record.
+    """
+    if (shape := _plain(block)) is None:
+        return None
+    body = shape[1]
+    keys = b"".join([_SEPARATOR, block[_HEAD.size : body], _SEPARATOR])
+    changed = bytearray(block)
+    at = place = 0
+    for key, value in edits:
+        found = keys.find(b"".join([_SEPARATOR, key, _SEPARATOR]), at)
+        if found < 0 or value is None or len(value) != FIXED:
+            return None
+        place += keys.count(_SEPARATOR, at, found)
+        at = found
+        changed[body + place * FIXED : body + (place + 1) * FIXED] = value
+    return bytes(changed)
+
+
+def _plain(block: bytes) -> tuple[int, int] | None:
+    """Give the count of records and where their values begin; None for an empty block or values with rests."""
+    if len(block) < _HEAD.size or not block.startswith(_MAGIC):
+        return None
+    _, count, key_bytes, rest_count, _ = _HEAD.unpack_from(block)
     body = _HEAD.size + key_bytes
-    if rest_count or not count or len(left) != body + count * FIXED or left[:body] != right[:body]:
+    if rest_count or not count or len(block) != body + count * FIXED:
         return None
-    values = [np.frombuffer(block, np.uint8, offset=body).reshape(count, FIXED) for block in (left, right)]
-    places = np.flatnonzero((values[0] != values[1]).any(axis=1)).tolist()
-    keys = left[_HEAD.size : body].split(_SEPARATOR)
-    starts = [(place, body + place * FIXED) for place in places]
-    return [(keys[place], left[at : at + FIXED], right[at : at + FIXED]) for place, at in starts]
+    return count, body
 
 
 def is_boundary(key: bytes) -> bool:

@@ -17,7 +17,7 @@ from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
 from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, collect
-from lake.engines.embedded.history import Branch, check_unprotected, read_staging, stage
+from lake.engines.embedded.history import Branch, check_unprotected, read_staging
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
 from lake.engines.embedded.layout import check_openable, make_repository
@@ -121,7 +121,7 @@ class EmbeddedRepository(References, Handle):
                     incoming.put_bytes(digest, data)
                 point("put.object-kept")
                 value = pack_object(digest, size, content_type, metadata)
-                self._stage(branch, {name: value}, "put")
+                self._engine.stager.stage(branch, {name: value}, "put")
         except NoRoom:
             # What was kept and could not be staged.
             self._engine.incoming.sweep(self._engine.staged_digests)
@@ -133,21 +133,14 @@ class EmbeddedRepository(References, Handle):
         """Stage the removal of `keys`."""
         self._writable(branch)
         # A removal is staged even where nothing is: a commit that runs now may be about to bring the key in.
-        self._stage(branch, {name: None for key in keys if (name := _key_bytes(key)) is not None}, "delete")
+        removals: Values = {name: None for key in keys if (name := _key_bytes(key)) is not None}
+        self._engine.stager.stage(branch, removals, "delete")
 
     def _writable(self, branch: str) -> Branch:
         with self._engine.db.read() as con:
             found = self._history.branch(con, branch)
             check_unprotected(con, branch)
         return found
-
-    def _stage(self, branch: str, values: Values, operation: str) -> None:
-        with self._engine.db.write_soon() as con:
-            found = self._history.branch(con, branch)
-            check_unprotected(con, branch)
-            stage(con, found.token, values)
-            point(f"{operation}.before-staged")
-        point(f"{operation}.staged")
 
     @guarded
     def get(self, ref: str, key: str) -> bytes:

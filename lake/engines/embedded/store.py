@@ -130,9 +130,12 @@ class Store:
         """Store bytes durably; returns their digest."""
         return self.put_many([data])[0]
 
-    def put_many(self, blobs: Sequence[bytes]) -> list[bytes]:
-        """Store many contents durably, with as few waits for the disk as that takes."""
-        digests = [hashlib.sha256(blob).digest() for blob in blobs]
+    def put_many(self, blobs: Sequence[bytes], known: Sequence[bytes] = ()) -> list[bytes]:
+        """Store many contents durably, with as few waits for the disk as that takes.
+
+        `known` are the digests of the first of them, for a caller that has had to compute them.
+        """
+        digests = [*known, *(hashlib.sha256(blob).digest() for blob in blobs[len(known) :])]
         fresh: list[tuple[str, bytes]] = []
         with Room(self.root.parent) as room:
             room.need(map(len, blobs))

@@ -14,14 +14,17 @@ from itertools import islice
 from threading import Lock
 from typing import Generic, TypeVar
 
-from lake.engines.embedded.ranges import cut, decode, differing, encode, is_boundary, number_of, pack
+from lake.engines.embedded.files import ahead, in_threads
+from lake.engines.embedded.ranges import cut, decode, differing, encode, is_boundary, number_of, pack, replaced
 from lake.engines.embedded.store import Store
 
 CACHED_ENTRIES = 300_000
 T = TypeVar("T")
 Records = tuple[list[bytes], list[bytes]]
 Edits = Mapping[bytes, bytes | None]
+Part = Sequence[tuple[bytes, bytes | None]]  # edits of one range, sorted
 Delta = tuple[bytes, bytes | None, bytes | None]
+Group = list[tuple[int, bytes]]  # ranges of the left (0) and right (1) tree, by digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,14 @@ class _Draft:
         self.ranges.append(len(self.blocks))
         self.counts.append(len(keys))
         self.blocks.append(encode(keys, values))
+
+    def replace(self, tree: Tree, which: int, block: bytes) -> None:
+        """Put a block with the same keys in the place of a range."""
+        self.firsts.append(tree.firsts[which])
+        self.lasts.append(tree.lasts[which])
+        self.ranges.append(len(self.blocks))
+        self.counts.append(tree.counts[which])
+        self.blocks.append(block)
 
 
 class _Cache(Generic[T]):
@@ -163,33 +174,32 @@ class Trees:
             if digest not in both and last >= prefix and (first <= prefix or first.startswith(prefix))
         ]
         spans.sort()
-        group: list[tuple[int, bytes]] = []
+        groups: list[Group] = []
         reach = b""
         for first, last, side, digest in spans:
             # Only ranges that overlap can hold the same key.
-            if group and first > reach:
-                yield from self._delta_of(group, prefix)
-                group = []
-            group.append((side, digest))
+            if groups and first <= reach:
+                groups[-1].append((side, digest))
+            else:
+                groups.append([(side, digest)])
             reach = max(reach, last)
-        if group:
-            yield from self._delta_of(group, prefix)
+        for found in ahead(self._delta_of, groups):
+            yield from (item for item in found if item[0].startswith(prefix))
 
-    def _delta_of(self, group: Sequence[tuple[int, bytes]], prefix: bytes) -> Iterator[Delta]:
+    def _delta_of(self, group: Group) -> Sequence[Delta]:
         left_right = [digest for _, digest in sorted(group)]
         if len(group) == 2 and group[0][0] != group[1][0] and not all(digest in self._ranges for digest in left_right):
             blocks = [self._store.read(digest, "manifest range") for digest in left_right]
             found = differing(*blocks)
             if found is not None:
-                yield from (item for item in found if item[0].startswith(prefix))
-                return
+                return found
         sides: tuple[dict[bytes, bytes], dict[bytes, bytes]] = ({}, {})
         for side, digest in group:
             sides[side].update(zip(*self.records(digest), strict=True))
         left, right = sides
-        for key in sorted({key for key, _ in left.items() ^ right.items()}):
-            if key.startswith(prefix):
-                yield key, left.get(key), right.get(key)
+        return [
+            (key, left.get(key), right.get(key)) for key in sorted({key for key, _ in left.items() ^ right.items()})
+        ]
 
     # -- editing ------------------------------------------------------------------------------------------------------
     def empty(self) -> Tree:
@@ -212,13 +222,18 @@ class Trees:
         # The records that wait for a boundary: their range's own one was removed, or never was (the last range).
         waiting: Records = ([], [])
         done = 0
-        for which, part in _by_range(tree, edits):
+        parts = list(_by_range(tree, edits))
+        blocks = ahead(lambda item: self._replaced(tree, *item, taken), parts)
+        for (which, part), block in zip(parts, blocks, strict=True):
             if which > done and waiting[0]:
                 done, waiting = self._settle(tree, draft, done, which, waiting)
             draft.keep(tree, done, which)
             done = which + 1
             if taken and not waiting[0] and (there := taken.instead_of(tree, which, part[0][0])) is not None:
                 draft.keep(taken.tree, there, there + 1)
+                continue
+            if not waiting[0] and block is not None:
+                draft.replace(tree, which, block)
                 continue
             old = self.records(tree.ranges[which]) if which < len(tree.ranges) else ([], [])
             merged = _apply(old, part)
@@ -233,6 +248,14 @@ class Trees:
             draft.add(*waiting)
         return self._finish(draft)
 
+    def _replaced(self, tree: Tree, which: int, part: Part, taken: "_Made | None") -> bytes | None:
+        """Change values alone, in the bytes of a range that is not decoded yet; None if that cannot be done."""
+        if which >= len(tree.ranges) or tree.ranges[which] in self._ranges:
+            return None
+        if taken and taken.instead_of(tree, which, part[0][0]) is not None:
+            return None
+        return replaced(self._store.read(tree.ranges[which], "manifest range"), part)
+
     def _settle(self, tree: Tree, draft: _Draft, done: int, until: int, waiting: Records) -> tuple[int, Records]:
         """Let waiting records run into the unedited ranges that follow, until a boundary ends them."""
         while waiting[0] and done < until:
@@ -242,15 +265,15 @@ class Trees:
         return done, waiting
 
     def _finish(self, draft: _Draft) -> Tree:
-        new = [sha256(block).digest() for block in draft.blocks]
+        new = in_threads(lambda block: sha256(block).digest(), draft.blocks)
         digests = tuple(new[entry] if isinstance(entry, int) else entry for entry in draft.ranges)
         values = [pack(*item) for item in zip(digests, draft.counts, draft.firsts, strict=True)]
         # The tree names its ranges, but means nothing before a commit names it: all are written at once.
-        stored = self._store.put_many([*draft.blocks, encode(draft.lasts, values)])
+        stored = self._store.put_many([*draft.blocks, encode(draft.lasts, values)], new)
         return Tree(stored[-1], tuple(draft.firsts), tuple(draft.lasts), digests, tuple(draft.counts))
 
 
-def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, list[tuple[bytes, bytes | None]]]]:
+def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, Part]]:
     """Group sorted edits by the range they fall into; what lies behind the last range goes with it."""
     keys = sorted(edits)
     top = max(len(tree.lasts) - 1, 0)
@@ -278,7 +301,7 @@ class _Made:
         return self._places.get((tree.firsts[which], tree.lasts[which]))
 
 
-def _apply(records: Records, part: Sequence[tuple[bytes, bytes | None]]) -> Records:
+def _apply(records: Records, part: Part) -> Records:
     """Apply edits to records; where they change values alone, the list of keys is the same one."""
     old, values = records
     fresh = [value for _, value in part if value is not None]
