@@ -262,7 +262,7 @@ def test_a_read_only_place_and_an_absent_or_broken_table(tmp_path) -> None:
     whole = data.read_bytes()
     data.write_bytes(whole[:-1])
     for read in (tables.read, lambda where: tables.content_digest(where, "edges")):
-        with pytest.raises(CorruptObject, match=f"has {len(whole) - 1:,} bytes"):
+        with pytest.raises(CorruptObject, match=f"has {len(whole) - 1:,} bytes, the table's log says {len(whole):,}"):
             read(place(tmp_path))
     data.write_bytes(bytes(len(whole)))
     with pytest.raises(StorageError, match=str(tmp_path)):

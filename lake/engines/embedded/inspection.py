@@ -278,7 +278,7 @@ def _compare(path: str | Path, digest: bytes, size: int) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if length != size:
-        return f"has {counted(length, 'byte')}, not {size}"
+        return f"has {counted(length, 'byte')}, not {size:,}"
     if found != digest:
         return f"has other bytes than its digest {digest.hex()[:16]} says (sha256 {found.hex()[:16]})"
     return None

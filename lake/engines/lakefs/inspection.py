@@ -274,7 +274,7 @@ class ServerInspector:
 
     def _judge(self, content: _Content, size: int, sha256: str, md5: str) -> str | None:
         if size != content.size:
-            return f"has {counted(size, 'byte')}, not {content.size}"
+            return f"has {counted(size, 'byte')}, not {content.size:,}"
         recorded = self._known.find(content.address, content.key, content.size, content.checksum)
         if recorded:
             return None if recorded == sha256 else f"has sha256 {sha256}, {recorded} is recorded"
