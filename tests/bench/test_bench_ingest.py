@@ -47,7 +47,7 @@ def acquire(folder: Path, count: int, shape: tuple[int, int], kind: str) -> None
         for number in range(count):
             name = f"{number:05}.{kind}"
             tile = np.roll(picture, (37 * number, 101 * number), (0, 1))
-            tile[0, :8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8) // 2 + 64
+            tile[0, :3] = [64 + number // 64**place % 64 for place in range(3)]
             cv2.imwrite(str(folder / name), tile, OPTIONS[kind])
             table.writerow([number // 64, f"t{number % 64}", name, number * 1000, 0, 4, "acq", shape[1], shape[0]])
 
