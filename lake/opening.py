@@ -7,12 +7,14 @@ session; a hidden branch that no lock speaks of is removed by `sweep`.
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 
 from lake.durable import point
-from lake.errors import AlreadyExists, ConflictError
+from lake.errors import AlreadyExists, ConflictError, LakeError
 from lake.locks import (
     LEASE_S,
     LOCK,
@@ -34,7 +36,7 @@ from lake.locks import (
     writer_has_ended,
 )
 from lake.repository import CommitId, Repository
-from lake.session import Session, given_up, remembered
+from lake.session import Session, given_up, never_began, remembered
 
 _log = logging.getLogger(__name__)
 _POLL_S = (0.02, 0.5)  # first and longest pause between looks at a held lock
@@ -137,16 +139,30 @@ def _try_to_open(
     fresh = new_session_id()
     session, began = (lock.session, lock.base) if lock is not None and goes_on else (fresh, base)
     opening = WORK + fresh
-    repo.create_branch(opening, base)
-    point("session.branch-made")
-    told = hold_metadata(branch, session, began, who, lease_s)
-    commit = repo.commit(opening, f"session on {branch}", told, allow_empty=True)
-    point("session.opening-commit")
-    now = datetime.now(UTC)
-    held = Lock(branch, commit, session, WORK + session, began, who, now, now, lease_s, "held")
-    with remembered(commit, keep=goes_on):  # an error may leave a lock that no session knows of
-        taken = _take(repo, held, lock, opening, base)
+    with _removed_on_error(repo, opening):
+        repo.create_branch(opening, base)
+        point("session.branch-made")
+        told = hold_metadata(branch, session, began, who, lease_s)
+        commit = repo.commit(opening, f"session on {branch}", told, allow_empty=True)
+        point("session.opening-commit")
+        now = datetime.now(UTC)
+        held = Lock(branch, commit, session, WORK + session, began, who, now, now, lease_s, "held")
+        with remembered(commit, keep=goes_on):  # an error may leave a lock that no session knows of
+            taken = _take(repo, held, lock, opening, base)
     return Session(repo, held, resumed=goes_on) if taken else None
+
+
+@contextmanager
+def _removed_on_error(repo: Repository, opening: str) -> Iterator[None]:
+    """Leave no branch of a session that did not begin: `sweep` cannot tell it from one whose writer still runs."""
+    try:
+        yield
+    except LakeError:
+        never_began.add(opening)
+        with suppress(LakeError):
+            remove_branch(repo, opening)
+            never_began.discard(opening)
+        raise
 
 
 def _take(repo: Repository, held: Lock, lock: Lock | None, opening: str, base: CommitId) -> bool:
@@ -216,7 +232,7 @@ def sweep(repo: Repository) -> tuple[str, ...]:
             removed.append(name)
     used = {lock.work for lock in locks(repo)}
     for name in branches:
-        if name.startswith(WORK) and name not in used and writer_has_ended(repo, name):
+        if name.startswith(WORK) and name not in used and (name in never_began or writer_has_ended(repo, name)):
             remove_branch(repo, name)
             removed.append(name)
     return tuple(sorted(removed))

@@ -120,6 +120,11 @@ class Room:
         """Add files of these sizes."""
         self.needed += allocated(sizes)
 
+    def keep_for_transaction(self) -> None:
+        """Raise `NoRoom` while it is early enough if the transaction that ends the operation would find none left."""
+        if free_below(self.root)[1] < TRANSACTION:
+            raise no_room(self.root, self.needed)
+
     def __enter__(self) -> Self:
         return self
 

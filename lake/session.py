@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 #: Holders that this process gave up and could not remove, its disk being full or its server gone. By its locks it still
 #: writes there; the next session on the branch removes them, or, where the value is True, takes their work over.
 given_up: dict[CommitId, bool] = {}
+#: Hidden branches that this process made for sessions that never began, and could not remove again.
+never_began: set[str] = set()
 
 
 class Session:

@@ -202,6 +202,8 @@ class Workspaces:
                 room.need(size for _, _, value, _ in new if (size := number_of(value)) < SMALL)
                 for _, name, value, fresh in new:
                     place(self._store, fresh, name, value, writable=True)
+                # From here on the folder changes, and the database must be able to follow.
+                room.keep_for_transaction()
             # Removals before the others: a folder may take the place of a file.
             for path in (path for path, _, value in moves if value is None):
                 _remove(path, self.folder(token))
