@@ -214,13 +214,16 @@ def _holds_work(repo: Repository, lock: Lock) -> bool:
 def sweep(repo: Repository) -> tuple[str, ...]:
     """Remove what crashed sessions left and nobody can use, and name it: branches and tags, sorted.
 
-    Kept: the lock and work of a dead or suspended session (the next session decides), and every hidden branch whose
-    process may still run.
+    So goes what this process could not let go of when it tried. Kept: the lock and work of a dead or suspended session
+    (the next session decides), and every hidden branch whose process may still run.
     """
     removed: list[str] = []
     branches = repo.branches()
     for lock in locks(repo):
-        if lock.branch not in branches:
+        if given_up.get(lock.commit) is False:
+            _remove(repo, lock)
+            removed.append(lock_tag(lock.branch))
+        elif lock.branch not in branches:
             release(repo, lock.branch)
             removed.append(lock_tag(lock.branch))
         elif lock.state == "landed" or (lock.state == "dead" and lock.work not in branches):
