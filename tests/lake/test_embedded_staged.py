@@ -42,8 +42,8 @@ def test_what_a_power_cut_tore_is_no_loss_if_the_store_has_the_same_bytes(repo, 
     folder = repo.workspace("main", "other/").path
     (folder / "same").write_bytes(b"t" * 1000)
     # As a commit leaves it that was cut off after it had stored what was written in the folder.
-    found = repo._engine.objects.survey(str(folder / "same"), set())
-    repo._engine.objects.adopt([found])
+    found = repo._engine.objects.survey(str(folder / "same"), known := set())
+    repo._engine.objects.adopt([found], known)
     kept.chmod(0o644)
     os.truncate(kept, 300)
     again = after_reboot(repo, monkeypatch, tmp_path)

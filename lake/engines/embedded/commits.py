@@ -84,10 +84,10 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State, room: Room
     # Small files are copied; large ones are linked.
     room.need(suspect.stat.st_size for suspect in survey.suspects if suspect.stat.st_size < SMALL)
     copies: list[str] = []
-    contents: set[bytes] = set()
+    known: set[bytes] = set()
 
     def look(suspect: Suspect) -> Found:
-        item = engine.objects.survey(suspect.path, contents)
+        item = engine.objects.survey(suspect.path, known)
         if item.copy is not None:
             copies.append(item.copy)
         return item
@@ -107,7 +107,7 @@ def _bring_in_written(engine: Engine, pending: Pending, state: State, room: Room
             )
         engine.objects.sync_found(found, engine.workspaces.names_of(pending.branch, survey))
         point("commit.objects-synced")
-        engine.objects.adopt(found)
+        engine.objects.adopt(found, known)
         point("commit.objects-linked")
     finally:
         remove(copies)

@@ -24,6 +24,7 @@ class EmbeddedImporter:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.root = engine.root
+        self._read: set[bytes] = set()  # contents that were compared with their digest
 
     @guarded
     def commit(self, branch: str, like: Commit) -> CommitId:
@@ -32,14 +33,18 @@ class EmbeddedImporter:
 
     @guarded
     def reuse(self, branch: str, key: str, held: Held, content_type: str, metadata: Mapping[str, str]) -> bool:
-        """Stage a content that was put or committed before; False without its sha256, or if it is damaged."""
+        """Stage a content that was put or committed before; False without its sha256, or if it is damaged.
+
+        Each content is read once.
+        """
         if len(held.checksum) != _DIGEST_DIGITS:
             return False
         digest = bytes.fromhex(held.checksum)
         value = pack_object(digest, held.size, content_type, metadata)
         with self._engine.turns.working():
-            if not self._engine.incoming.holds(digest, held.size):
+            if digest not in self._read and not self._engine.incoming.holds_bytes(digest, held.size):
                 return False
+            self._read.add(digest)
             with self._engine.db.write_soon() as con:
                 stage(con, self._engine.history.branch(con, branch).token, {check_key(key).encode(): value})
         return True

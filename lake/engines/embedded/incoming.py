@@ -36,7 +36,7 @@ class Incoming:
 
     def put_bytes(self, digest: bytes, data: bytes) -> None:
         """Keep bytes with this digest."""
-        if self._holds_bytes(digest, len(data)):
+        if self.holds_bytes(digest, len(data)):
             return
         path = self._scratch.name()
         fd = write_new(path, data)
@@ -62,24 +62,15 @@ class Incoming:
         path = self._scratch.name()
         digest = copy_new(source, path)
         stat = os.stat(path)
-        if self._holds_bytes(digest, stat.st_size):
+        if self.holds_bytes(digest, stat.st_size):
             os.unlink(path)
         else:
             seal(path, stat, digest)
             self._name(path, digest)
         return digest, stat.st_size
 
-    def holds(self, digest: bytes, size: int) -> bool:
-        """Tell whether the content is here, or in the store, and sound."""
-        if self._store.holds(digest, size):
-            return True
-        try:
-            return is_sealed(os.stat(f"{self._text}/{digest.hex()}"), digest, size)
-        except FileNotFoundError:
-            return False
-
-    def _holds_bytes(self, digest: bytes, size: int) -> bool:
-        """Tell like `holds`, by the bytes: to put a damaged content again heals it."""
+    def holds_bytes(self, digest: bytes, size: int) -> bool:
+        """Tell whether the content is here, or in the store, by its bytes: to put a damaged one again heals it."""
         if self._store.holds_bytes(digest, size):
             return True
         with suppress(FileNotFoundError):
@@ -116,8 +107,9 @@ class Incoming:
             path = self.find(digest)
             trusted = path is not None and path.startswith(self._text) and is_sealed(os.stat(path), digest, size)
             if path is None or not (trusted or hash_file(path) == digest):
-                # What a power cut tore is no loss if the same bytes have come into the store another way.
-                if not self._store.holds(digest, size):
+                # Nothing is here of what was compared with the store when it was put. And what a power cut tore is no
+                # loss if the same bytes have come into the store another way.
+                if not (self._store.holds if path is None else self._store.holds_bytes)(digest, size):
                     raise _lost(digest, key)
                 continue
             if not trusted:

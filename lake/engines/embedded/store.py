@@ -2,6 +2,13 @@
 
 A name in the store implies that its bytes were on the disk before the name was: bytes are synced under a temporary name
 (or in the workspace where they were written), then renamed or linked, then the folder is synced.
+
+A disk that rots leaves size and seal as they are, so a name does not imply that its bytes are there now. Whoever writes
+(puts, commits a workspace, clones, makes a manifest) and finds the content stored has it read and compared, once per
+content and commit, and replaced if it is damaged (`Store.holds_bytes`): what was just acknowledged does not rest on a
+file that nobody looked at. Everything else trusts the seal until a scrub reads the bytes: unchanged files of a
+workspace, what a merge or revert takes over, what was put (and compared then) until it is committed, and the links of
+views.
 """
 
 import errno
@@ -141,7 +148,7 @@ class Store:
             room.need(map(len, blobs))
             try:
                 for digest, blob in zip(digests, blobs, strict=True):
-                    if not self.holds(digest, len(blob)):
+                    if not self.holds_bytes(digest, len(blob)):
                         fresh.append((self._write(blob, digest), digest))
                 if fresh:
                     point("store.written")
@@ -169,19 +176,25 @@ class Store:
         """Put the names of these objects on the disk, those that another process has just made too."""
         sync_files({f"{self._text}/{digest[:1].hex()}" for digest in digests}, self.root)
 
-    def survey(self, path: str, copied: set[bytes]) -> Found:
-        """Hash a workspace's file; a small one is copied on the way, unless its content is in `copied` already."""
+    def survey(self, path: str, known: set[bytes]) -> Found:
+        """Hash a workspace's file; a small one is copied on the way.
+
+        Not if its content is in `known`: what this commit has copied, or has found stored and read. One that is not is
+        looked for, and added.
+        """
         before = os.stat(path)
         copy: str | None = None
         if before.st_size < SMALL:
             data = _read(path)
             digest = hashlib.sha256(data).digest()
-            if len(data) == before.st_size and digest not in copied and not self.holds(digest, len(data)):
+            if len(data) == before.st_size and digest not in known:
                 # Two threads may both get here with one content: the second copy replaces the first, which is the same.
-                copied.add(digest)
-                copy = self._write(data, digest)
+                copy = None if self.holds_bytes(digest, len(data)) else self._write(data, digest)
+                known.add(digest)
         else:
             digest = hash_file(path)
+            if digest not in known and self.holds_bytes(digest, before.st_size):
+                known.add(digest)
         after = os.stat(path)
         if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
             remove([copy] if copy is not None else [])
@@ -203,14 +216,15 @@ class Store:
                     os.chmod(item.path, 0o444)
         sync_files(paths, self.root)
 
-    def adopt(self, found: Sequence[Found]) -> None:
-        """Give the synced files of a workspace their names in the store."""
+    def adopt(self, found: Sequence[Found], known: set[bytes]) -> None:
+        """Give the synced files of a workspace their names in the store, but for contents that are `known`."""
         # Copies first: a small file without one has the content of another that has.
         for item in sorted(found, key=lambda item: item.copy is None):
             if item.copy is not None:
                 os.replace(item.copy, self.path(item.digest))
-            elif not self.holds(item.digest, item.size):
+            elif item.digest not in known or not self.holds(item.digest, item.size):
                 self._link_in(item)
+                known.add(item.digest)
             point("store.adopted")
         self.sync_folders([item.digest for item in found])
         for item in found:
