@@ -5,8 +5,9 @@ small, it is read anyway to learn what there is, and it is checked whole each ti
 bytes; they are many, and are checked in the order of `lake.scrub`, some in each run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,12 @@ from lake.names import unit_of
 from lake.repository import Commit, CommitId, Progress
 
 RESTORE = "restore it from a copy of the repository"
+RESTORE_MANIFEST = f"{RESTORE}: `emlake scrub --heal-from LOCATION` takes it from a folder"
+Offer = bytes | Path  # bytes, or a file that holds them
+
+
+class CannotHeal(Exception):
+    """A damaged thing cannot be healed, whatever is offered; the text says why. Never leaves `lake.heal`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +169,14 @@ class Inspector(Protocol):
         """
         ...
 
+    def heal(self, fault: Fault, offers: Iterable[Offer]) -> bool:
+        """Put the first of `offers` that has the recorded digest in the place of what is damaged; False if none has.
+
+        When it returns True that survives a power cut. What is whole meanwhile is left as it is. Raises `CannotHeal`
+        for what no offer could mend.
+        """
+        ...
+
     def learned(self) -> Sequence[dict[str, Any]]:
         """Give digests that were seen for the first time, as rows of `scrub_digests`; empty where names are digests."""
         ...
@@ -173,4 +188,13 @@ class Inspectable(Protocol):
 
     def inspector(self) -> Inspector:
         """Begin an inspection."""
+        ...
+
+
+@runtime_checkable
+class ContentAddressed(Protocol):
+    """A repository that finds what it keeps by its sha256."""
+
+    def content(self, kind: str, name: str) -> Offer | None:
+        """Give what is kept of this kind (of `Fault`) under a digest, not compared with it; None if nothing is."""
         ...

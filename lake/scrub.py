@@ -9,7 +9,7 @@ killed run goes on where it was. Nothing else is ever changed.
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -53,6 +53,8 @@ class Report:
         Contents that no scrub has ever checked.
     recorded : bool
         Whether the outcome stands on `ops`; `notes` say why not.
+    slots : mapping
+        Slots (`lake.integrity.Inventory`) of the damaged contents by their names.
     """
 
     scrub_id: str
@@ -67,6 +69,7 @@ class Report:
     seconds: float
     recorded: bool
     notes: tuple[str, ...]
+    slots: Mapping[str, int]
 
     @property
     def ok(self) -> bool:
@@ -106,11 +109,29 @@ def scrub(
     ServerUnreachable
         The server has gone; what was checked until then is recorded on the next run's account.
     """
+    return examine(repo, check_budget(repo, budget).inspector(), budget, progress, record_every_s=record_every_s)
+
+
+def check_budget(repo: Repository, budget: int | None) -> Inspectable:
+    """Give the repository as one whose bytes can be checked, or raise `BadInput`."""
     if not isinstance(repo, Inspectable):
         raise BadInput(f"{repo.location} keeps no bytes that can be checked", fix="scrub a folder or a server")
     if budget is not None and budget <= 0:
         raise BadInput(f"a budget of {counted(budget, 'byte')} checks nothing", fix="give bytes, as in 10GB, or --all")
-    return _Run(repo, repo.inspector(), budget, progress, record_every_s).run()
+    return repo
+
+
+def examine(
+    repo: Repository,
+    inspector: Inspector,
+    budget: int | None,
+    progress: Progress,
+    *,
+    again: Report | None = None,
+    record_every_s: float = RECORD_S,
+) -> Report:
+    """Scrub with an inspector of one's own; what `again` found damaged is checked whatever the budget."""
+    return _Run(repo, inspector, budget, progress, record_every_s, dict(again.slots) if again else {}).run()
 
 
 @dataclass
@@ -120,6 +141,7 @@ class _Run:
     budget: int | None
     progress: Progress
     record_every_s: float
+    again: dict[str, int]
     id: str = field(default_factory=lambda: f"scrub-{uuid.uuid4().hex[:12]}")
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     faults: list[Fault] = field(default_factory=list)
@@ -171,6 +193,7 @@ class _Run:
             time.monotonic() - start,
             recorded,
             tuple(self.notes),
+            self.slots,
         )
 
     # -- contents -----------------------------------------------------------------------------------------------------
@@ -208,7 +231,7 @@ class _Run:
     def _urgent(self) -> NDArray[np.intp]:
         """Give what is checked in every run: staged contents, and those that were damaged."""
         known = [int(row["slot"], 16) for row in self.memory.damaged.values() if row["slot"]]
-        damaged = np.isin(self.inventory.slots, np.array(known, np.uint64))
+        damaged = np.isin(self.inventory.slots, np.array([*known, *self.again.values()], np.uint64))
         return np.flatnonzero((self.inventory.births < 0) | damaged)
 
     def _affordable(self, which: NDArray[np.intp]) -> tuple[NDArray[np.intp], bool]:

@@ -1,6 +1,7 @@
 """`emlake scrub` as its user meets it: output, exit codes, the record."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,22 @@ def test_a_budget_that_is_none_is_bad_input(folder, emlake, budget):
     answer = emlake("scrub", f"--budget={budget}")
     assert answer.code == 2
     assert budget in answer.err
+
+
+def test_damage_is_healed_from_a_copy_or_told_why_not(folder, emlake, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = damage(folder)
+    answer = emlake("scrub", "--all", "--heal-from", tmp_path / "copy")
+    assert answer.code == 0
+    assert f"healed       object {Path(path).parent.name}{Path(path).name}" in answer.out
+    assert emlake("scrub", "--all").code == 0
+    damage(folder)
+    damage(tmp_path / "copy")
+    answer = emlake("scrub", "--all", "--heal-from", tmp_path / "copy")
+    assert answer.code == 6
+    assert "not healed" in answer.out
+    said = json.loads(emlake("scrub", "--heal-from", tmp_path / "copy", "--json").out)
+    assert (said["ok"], said["healed"], said["healed_from"]) == (False, [], str(tmp_path / "copy"))
+    assert "damaged or missing too" in said["faults"][0]["why_not_healed"]
+    assert emlake("scrub", "--heal-from", folder).code == 2
+    assert emlake("scrub", "--heal-from", tmp_path / "nowhere").code == 4

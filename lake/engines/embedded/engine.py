@@ -19,7 +19,7 @@ from lake.engines.embedded.trees import Edits, Tree, Trees
 from lake.engines.embedded.turns import Turns
 from lake.engines.embedded.views import Views
 from lake.engines.embedded.workspaces import State, Values, Workspaces, load_state
-from lake.integrity import RESTORE
+from lake.integrity import RESTORE_MANIFEST
 from lake.repository import Change, ChangeKind, CommitId
 
 COLLECTOR = ".collector"  # the lock file of whoever removes what nobody needs
@@ -63,7 +63,7 @@ class Engine:
         self.turns = Turns(root / "locks")
         self.incoming = Incoming(root / "incoming", self.objects, self.scratch, self.turns)
         self.objects.elsewhere = self.incoming.find
-        self.manifests = Store(root / "manifests", self.scratch, fix=RESTORE)
+        self.manifests = Store(root / "manifests", self.scratch, fix=RESTORE_MANIFEST)
         self.trees = Trees(self.manifests)
         self.history = History(self.db)
         self.stager = Stager(self.db, self.history)

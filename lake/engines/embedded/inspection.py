@@ -7,7 +7,7 @@ copies (small files, second copies, other file systems) are read together with i
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from lake.engines.embedded.audit import UNREADABLE, audit
 from lake.engines.embedded.copies import Copy, copies_in_views, copies_in_workspaces
 from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import guarded, is_sealed
+from lake.engines.embedded.healing import heal_commit, heal_content, heal_copies
 from lake.engines.embedded.history import Node, node_of
 from lake.engines.embedded.layout import FORMAT, MARKER, marker_text
 from lake.engines.embedded.manifests import Manifests
 from lake.engines.embedded.store import HEAL
-from lake.integrity import RESTORE, Fault, Inventory, Part
+from lake.integrity import RESTORE, RESTORE_MANIFEST, CannotHeal, Fault, Inventory, Offer, Part
 from lake.repository import Commit, CommitId, Progress
 from lake.wording import counted
 
@@ -42,6 +43,7 @@ class FolderInspector:
         self._births: NDArray[np.int64] = np.empty(0, np.int64)
         self._copies: dict[bytes, list[Copy]] = {}
         self._staged: dict[bytes, tuple[int, str]] = {}
+        self._writable = True  # a damaged database may lose more when it is written
 
     @property
     def root(self) -> Path:
@@ -77,8 +79,10 @@ class FolderInspector:
         refs: list[Fault] = []
         commits: list[Fault] = []
         for what, sentence in audit(db):
-            kind = "commit" if what else "refs"
-            (commits if what else refs).append(Fault(kind, what or db.path.name, sentence, RESTORE if what else copy))
+            if what:
+                commits.append(Fault("commit", what, sentence, RESTORE_MANIFEST))
+            else:
+                refs.append(Fault("refs", db.path.name, sentence, copy))
         known = 0
         try:
             with db.read() as con:
@@ -93,6 +97,7 @@ class FolderInspector:
                         self._staged[value[:32]] = (size, bytes(key).decode(errors="replace"))
         except UNREADABLE as error:
             refs.append(Fault("refs", db.path.name, f"{db.path} cannot be read: {error}", copy))
+        self._writable = not refs
         yield Part("refs", 1, db.path.stat().st_size, tuple(refs))
         yield Part("commit", known, 0, tuple(commits))
 
@@ -256,6 +261,17 @@ class FolderInspector:
                 hit.add(node.commit.id)
                 found.append(node.commit)
         return found
+
+    @guarded
+    def heal(self, fault: Fault, offers: Iterable[Offer]) -> bool:
+        """Heal a file of the store, what a commit says, or the copies of an object."""
+        if fault.kind == "copy":
+            return heal_copies(self._engine, fault.name, self._copies.get(bytes.fromhex(fault.name), ()))
+        if fault.kind != "commit":
+            return heal_content(self._engine, fault.kind, fault.name, offers)
+        if not self._writable:
+            raise CannotHeal("refs are damaged, and writing could make it worse")
+        return heal_commit(self._engine, fault.name, offers)
 
     def learned(self) -> Sequence[dict[str, Any]]:
         """Nothing: every content's name is its digest."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lake.engines.embedded.ranges import FIXED, decode, digest_of, fixed_of
 from lake.engines.embedded.store import Store
-from lake.integrity import RESTORE, Fault
+from lake.integrity import RESTORE_MANIFEST, Fault
 from lake.repository import Progress
 
 _COMPACT = 4_000_000  # records; above this, what is known of each content is merged
@@ -76,7 +76,7 @@ class Manifests:
                 return block
             wrong = "has other bytes than its digest says"
         self._bad.add(digest)
-        faults.append(Fault("manifest", digest.hex(), f"{path} {wrong}", RESTORE))
+        faults.append(Fault("manifest", digest.hex(), f"{path} {wrong}", RESTORE_MANIFEST))
         return None
 
     def _path(self, digest: bytes) -> Path:

@@ -17,6 +17,7 @@ from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
 from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, collect
+from lake.engines.embedded.healing import content
 from lake.engines.embedded.history import Branch, check_unprotected, read_staging
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
@@ -28,6 +29,7 @@ from lake.engines.embedded.touching import touches
 from lake.engines.embedded.trees import Tree, overlay
 from lake.engines.embedded.workspaces import State, Values, save_state
 from lake.errors import BadInput, CorruptObject, NoRoom, ObjectNotFound
+from lake.integrity import Offer
 from lake.location import Location
 from lake.names import check_key, check_metadata, check_paths
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Progress, Strategy
@@ -85,6 +87,11 @@ class EmbeddedRepository(References, Handle):
     def inspector(self) -> FolderInspector:
         """Begin an inspection of the folder's bytes; see `lake.integrity`."""
         return FolderInspector(self._engine)
+
+    @guarded
+    def content(self, kind: str, name: str) -> Offer | None:
+        """Give an object, a manifest or a commit by its digest; see `lake.integrity.ContentAddressed`."""
+        return content(self._engine, kind, name)
 
     def importer(self) -> EmbeddedImporter:
         """Give the part that rebuilds commits of another repository here."""

@@ -41,7 +41,10 @@ from lake.room import Room
 
 R = TypeVar("R")
 #: A new key, since a commit that changes no key is refused.
-HEAL = "put the same bytes under a new key and commit to heal it, or restore that file from a copy of the repository"
+HEAL = (
+    "`emlake scrub --heal-from LOCATION` restores it from a copy or a clone of the repository; or put the same bytes "
+    "under a new key and commit"
+)
 _LOOKS = 4  # a content moves at most from the staged ones to the store, to the trash and back while one looks for it
 _FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})
 

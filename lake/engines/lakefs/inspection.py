@@ -17,7 +17,7 @@ holds in memory.
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,12 +30,13 @@ import numpy as np
 
 from lake.engines.lakefs import known
 from lake.engines.lakefs.checksums import SMALLEST_PART, fits
+from lake.engines.lakefs.healing import replace_file
 from lake.engines.lakefs.identity import identity_of
 from lake.engines.lakefs.references import COMMIT_FIELDS, References, commit_from
 from lake.engines.lakefs.store import RESTORE_RANGE, LocalStore
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import OF_THE_MACHINE, CorruptObject, LakeError, NotFound, ServerUnreachable
-from lake.integrity import Fault, Inventory, Part
+from lake.integrity import CannotHeal, Fault, Inventory, Offer, Part
 from lake.repository import Commit, CommitId, ObjectStat, Progress, Repository
 from lake.wording import counted
 
@@ -44,7 +45,10 @@ _SKEW_S = 3  # a commit dated further ahead is none of this moment
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
 _XID = re.compile(r"([0-9a-v]{20})(,.*)?")
 _LOCAL = re.compile(r"local://(/.+)/data/[^/]+/[^/]+")
-RESTORE = "restore the object's file in the server's block store, or revert to a commit without it"
+RESTORE = (
+    "restore the object's file in the server's block store (on its machine `emlake scrub --heal-from LOCATION` does "
+    "it from a copy or a clone), or revert to a commit without it"
+)
 
 
 @dataclass(slots=True)
@@ -292,6 +296,17 @@ class ServerInspector:
         """Give what was seen of objects that no md5 covers, once."""
         rows, self._learned = self._learned, []
         return rows
+
+    def heal(self, fault: Fault, offers: Iterable[Offer]) -> bool:
+        """Replace the file of an object where the block store lies on this machine; nothing else is safe to."""
+        if fault.kind not in {"object", "staged"}:
+            raise CannotHeal("only a copy of the server's own files has it")
+        content = self._contents[fault.name]
+        folder, path = self._store_folder(), Path(content.address.removeprefix("local://"))
+        if folder is None or not path.is_relative_to(folder):
+            raise CannotHeal("the server's block store is not on this machine: heal it there, or put the bytes again")
+        recorded = self._known.find(content.address, content.key, content.size, content.checksum)
+        return replace_file(path, content.size, recorded, content.checksum, offers)
 
     # -- who is hit ---------------------------------------------------------------------------------------------------
     def attribute(self, faults: Sequence[Fault]) -> Sequence[Fault]:
