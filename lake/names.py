@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from lake.errors import BadInput, InvalidName
 
@@ -55,6 +56,14 @@ def check_release(name: str) -> str:
             fix="use letters, digits, '_' and '-'; not main, archive, ops, nor cand-, session-, lock. in front",
         )
     return name
+
+
+def check_content(data: object) -> None:
+    """Raise `BadInput` naming the type of what is neither bytes nor a `Path`."""
+    if not isinstance(data, bytes | bytearray | memoryview | Path):
+        raise BadInput(
+            f"what is put is of type {type(data).__name__}", fix="give bytes (text.encode()), or the Path of a file"
+        )
 
 
 def check_key(key: str) -> str:

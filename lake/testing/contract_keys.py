@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lake.errors import InvalidName, NotFound, NothingToCommit, ObjectNotFound, RefNotFound
+from lake.errors import BadInput, InvalidName, NotFound, NothingToCommit, ObjectNotFound, RefNotFound
 from lake.repository import Change, Repository
 from lake.testing.trees import fork, kinds, save, stage, tree
 
@@ -221,3 +221,9 @@ class KeysContract:
         assert (repo.get("work", "k"), repo.get("main", "k")) == (b"work", b"main")
         repo.commit("work", "one")
         assert (tree(repo, "work@"), tree(repo, "main@")) == ({"a": b"1", "k": b"work"}, {})
+
+    def test_what_is_neither_bytes_nor_a_path_is_bad_input_and_its_type_is_named(self, repo: Repository) -> None:
+        for data, name in (("text", "str"), (7, "int"), (None, "NoneType"), ([1], "list")):
+            with pytest.raises(BadInput, match=name):
+                repo.put("main", "k", data)  # type: ignore[arg-type]
+        assert list(repo.uncommitted("main")) == []

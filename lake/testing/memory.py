@@ -32,7 +32,16 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location
-from lake.names import MAIN, check_branch, check_key, check_metadata, check_paths, check_pattern, check_tag
+from lake.names import (
+    MAIN,
+    check_branch,
+    check_content,
+    check_key,
+    check_metadata,
+    check_paths,
+    check_pattern,
+    check_tag,
+)
 from lake.refs import not_found, parse, resolve_steps, unique_prefix
 from lake.replay import check_parent, picked_metadata
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
@@ -165,6 +174,7 @@ class MemoryRepository(Handle):
         metadata: Metadata = NO_METADATA,
     ) -> ObjectStat:
         check_key(key)
+        check_content(data)
         content = _read(data) if isinstance(data, Path) else data
         checksum = hashlib.sha256(content).hexdigest()
         entry = ObjectStat(key, len(content), checksum, content_type, check_metadata(metadata), f"memory:{checksum}")

@@ -1,5 +1,8 @@
 """`emlake demo`: the whole path on a generated sample."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +35,7 @@ def demo(
     story = run_demo(place, screen, executor)
     with screen.step("report"):
         report = write_report(lake.open(place.location), story, place.folder / "report.html")
-    commands = next_commands(lake.open(place.location), place)
+    commands = [as_run(command) for command in next_commands(lake.open(place.location), place)]
     if as_json:
         print_json({**story, "report": str(report), "next": commands})
         return
@@ -43,3 +46,8 @@ def demo(
     typer.echo(f"\nReport: {report}\nThis took {done['seconds']:.0f} s. Try next:")
     for command in commands:
         typer.echo(f"  {command}")
+
+
+def as_run(command: str) -> str:
+    """Give an `emlake ...` line as it works here: by the path this was run by, where the name is not on `PATH`."""
+    return command if shutil.which("emlake") else command.replace("emlake", shlex.quote(sys.argv[0]), 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lake.engines.lakefs import LakeFSRepository
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -67,7 +67,10 @@ def log(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List commits, newest first (by path: those that changed it), with the time they were first made."""
+    """List commits, newest first (by path: those that changed it), with the time they were first made.
+
+    A message of many lines is shown by its first one; --json has it whole.
+    """
     from lake.clones import original_time
 
     rows = [
@@ -88,7 +91,8 @@ def log(
     if not rows:
         typer.echo(f"no commit of {ref} changed that path", err=True)
     for row in rows:
-        typer.echo(f"{str(row['id'])[:12]}  {row['created']:%Y-%m-%d %H:%M:%S}  {row['message']}")
+        first = str(row["message"]).splitlines()[:1]
+        typer.echo(f"{str(row['id'])[:12]}  {row['created']:%Y-%m-%d %H:%M:%S}  {''.join(first)}")
 
 
 def doctor(

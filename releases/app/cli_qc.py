@@ -73,6 +73,7 @@ def report(
     branch: Branch,
     repo: Repo = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the pages.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write Great Expectations' Data Docs of BRANCH as pages that open offline."""
     from qc.docs import write_docs
@@ -80,4 +81,7 @@ def report(
     folder = out or Path(f"qc-report-{branch}")
     with open_repo(repo).snapshot(branch) as snapshot:
         index = write_docs(snapshot, folder)
-    typer.echo(str(index))
+    if as_json:
+        print_json({"branch": branch, "index": str(index)})
+    else:
+        typer.echo(str(index))

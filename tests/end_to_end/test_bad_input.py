@@ -208,3 +208,20 @@ def test_help_lists_every_command_with_a_sentence(emlake, group):
     assert answer.code == 0
     commands = answer.out.split("Commands:")[1].strip().splitlines()
     assert all(len(line.split(maxsplit=1)) == 2 for line in commands if line.strip())
+
+
+def test_a_duration_may_have_a_space_before_its_unit_as_a_size_may():
+    from releases.app.cli_gc import seconds
+
+    assert seconds("14 d", "--grace") == seconds("14d", "--grace") == 14 * 86_400
+
+
+def test_the_demo_names_a_command_by_the_path_it_was_run_by_where_its_name_is_not_known(monkeypatch, tmp_path):
+    from releases.app.cli_demo import as_run
+
+    monkeypatch.setattr("sys.argv", [".venv/bin/emlake", "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert as_run("emlake log --repo emlake-repo") == ".venv/bin/emlake log --repo emlake-repo"
+    (tmp_path / "emlake").write_text("#!/bin/sh")
+    (tmp_path / "emlake").chmod(0o755)
+    assert as_run("emlake log") == "emlake log"

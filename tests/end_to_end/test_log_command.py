@@ -36,3 +36,14 @@ def with_history(folder):
     save(repo, "cand", {"volumes/em/info": b"{}"}, "em")
     repo.merge("cand", "main", "release")
     repo.close()
+
+
+def test_a_message_of_many_lines_is_one_line_of_the_log_and_whole_in_json(tmp_path, emlake):
+    repo = lake.create(tmp_path / "repo")
+    save(repo, "main", {"notes": b"1"}, "first line\n\nand why")
+    repo.close()
+    lines = emlake("log", "--repo", tmp_path / "repo").out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("  first line")
+    said = json.loads(emlake("log", "--repo", tmp_path / "repo", "--json").out)
+    assert said["commits"][0]["message"] == "first line\n\nand why"

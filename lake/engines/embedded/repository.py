@@ -31,7 +31,7 @@ from lake.engines.embedded.workspaces import State, Values, save_state
 from lake.errors import BadInput, CorruptObject, NoRoom, ObjectNotFound
 from lake.integrity import Offer
 from lake.location import Location
-from lake.names import check_key, check_metadata, check_paths
+from lake.names import check_content, check_key, check_metadata, check_paths
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Progress, Strategy
 from lake.room import Room
 
@@ -114,6 +114,7 @@ class EmbeddedRepository(References, Handle):
     ) -> ObjectStat:
         """Stage bytes, or the content of a file; when it returns they survive a kill, once committed a power cut."""
         name = check_key(key).encode()
+        check_content(data)
         metadata = check_metadata(metadata)
         self._writable(branch)
         incoming = self._engine.incoming

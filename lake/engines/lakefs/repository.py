@@ -36,7 +36,7 @@ from lake.errors import (
     nearest,
 )
 from lake.location import Location, S3Access
-from lake.names import MAIN, check_branch, check_key, check_metadata, check_paths, is_commit_id
+from lake.names import MAIN, check_branch, check_content, check_key, check_metadata, check_paths, is_commit_id
 from lake.refs import parse
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
 
@@ -143,6 +143,7 @@ class LakeFSRepository(References, Handle):
     ) -> ObjectStat:
         """Stage bytes, or the content of a file, under `key`; see `uploads` for how they travel."""
         check_key(key)
+        check_content(data)
         entries = check_metadata(metadata)
         if isinstance(data, Path) and not data.is_file():
             raise NotFound(f"{data} cannot be read: no such file", fix="give a readable file")
