@@ -76,7 +76,7 @@ class FolderInspector:
         copy = "copy the folder before anything is written, then " + RESTORE
         refs: list[Fault] = []
         commits: list[Fault] = []
-        for what, sentence in audit(db):
+        for what, sentence in audit(db, read_only=bool(self._engine.refused)):
             kind = "commit" if what else "refs"
             (commits if what else refs).append(Fault(kind, what or db.path.name, sentence, RESTORE if what else copy))
         known = 0
