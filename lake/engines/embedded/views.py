@@ -8,6 +8,7 @@ and that nobody asked for since some time is stale; so is one of an earlier boot
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class Views:
     def _is_live(view: Path, claimed: set[str], since: float) -> bool:
         if f"{view.parent.name}/{view.name}" in claimed:
             return True
-        return view.name.endswith(f"-{boot_id()[:8]}") and view.stat().st_mtime > since
+        return view.name.endswith(f"-{boot_id()[:8]}") and since < view.stat().st_mtime <= time.time()
 
     def remove(self, view: View, since: float) -> tuple[int, int] | None:
         """Remove a view unless it has come to life; gives its bytes and those of them that nothing else holds."""
