@@ -27,6 +27,7 @@
     |  |- CorruptObject              corrupt-object
     |  |- ServerUnreachable          server-unreachable
     |  |- NotAuthorized              not-authorized
+    |  |  `- ReadOnlyRepository      read-only
     |  `- UnsupportedFileSystem      unsupported-file-system
     `- StageFailed                   stage-failed      7   read the run's record
 
@@ -258,9 +259,15 @@ class ServerUnreachable(StorageError):
 
 
 class NotAuthorized(StorageError):
-    """The server refuses these credentials."""
+    """The server refuses these credentials, or the system this user."""
 
     kind = "not-authorized"
+
+
+class ReadOnlyRepository(NotAuthorized):
+    """A repository's folder may be read by this user and not written."""
+
+    kind = "read-only"
 
 
 class UnsupportedFileSystem(StorageError):

@@ -1,10 +1,11 @@
 """DuckDB over a pinned set of Delta tables: one locked database in memory per snapshot, results as asked."""
 
+import os
 import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -230,9 +231,19 @@ class Database:
 
     def _close_doors(self, locations: Sequence[Location]) -> None:
         folders = sorted({f"{place.uri}/" for place in locations})
+        if behind := sorted({path for place in locations for path in _behind_links(place)}):
+            self._root.execute(f"SET allowed_paths=[{', '.join(map(_quote, behind))}]")
         self._root.execute(f"SET allowed_directories=[{', '.join(map(_quote, folders))}]")
         self._root.execute("SET enable_external_access=false")
         self._root.execute("SET lock_configuration=true")
+
+
+def _behind_links(place: Location) -> Iterator[str]:
+    """Give the files that are shown in a folder by symbolic links, which DuckDB takes for what they lead to."""
+    for folder, _, names in os.walk(place.path) if place.s3 is None else ():
+        for path in (os.path.join(folder, name) for name in names):
+            if os.path.islink(path):
+                yield os.path.realpath(path)
 
 
 def _connect(spill: Path) -> duckdb.DuckDBPyConnection:

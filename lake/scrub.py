@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -154,6 +154,7 @@ class _Run:
     inventory: Inventory = field(init=False)
     seen: NDArray[np.bool_] = field(init=False)
     recorded_at: float = field(default_factory=time.monotonic)
+    written: datetime | None = None  # when this run wrote last
     total: int = 0
     checked: int = 0
     checked_bytes: int = 0
@@ -294,7 +295,9 @@ class _Run:
             self.faults = list(self.inspector.attribute(self.faults))
         if not self._may_write():
             return False
-        base = record.now_rows(self.id, self.inspector.place, datetime.now(UTC))
+        before = [when for when in (self.memory.latest, self.written) if when is not None]
+        self.written = max([datetime.now(UTC), *(when + timedelta(microseconds=1) for when in before)])
+        base = record.now_rows(self.id, self.inspector.place, self.written)
         self.done = joined(self.done)
         rows = record.region_rows(self._counted([*self.done, *self.todo]), base)
         if final:

@@ -29,12 +29,16 @@ class Memory:
         As they were after the last run.
     damaged : mapping of (kind, name) to the last row about it
         Faults that nobody has found healed.
+    latest : datetime or None
+        The time of the newest row. What is written next is dated after it, whatever the clock says: the order of
+        times is that of commits.
     trouble : str
         Why nothing could be read, where that is so; then everything counts as never checked.
     """
 
     regions: list[Region] = field(default_factory=list)
     damaged: Mapping[FaultId, dict[str, Any]] = field(default_factory=dict)
+    latest: datetime | None = None
     trouble: str = ""
 
 
@@ -52,7 +56,9 @@ def recall(repo: Repository, place: str) -> Memory:
             for row in newest.iter_rows(named=True)
         ]
     last = {(row["kind"], row["object"]): row for row in faults.sort("ts").iter_rows(named=True)}
-    return Memory(regions, {name: row for name, row in last.items() if row["state"] == "damaged"})
+    times = [when for frame in (state, faults) if not frame.is_empty() for when in frame["ts"].to_list()]
+    damaged = {name: row for name, row in last.items() if row["state"] == "damaged"}
+    return Memory(regions, damaged, max(times, default=None))
 
 
 def rows_of(repo: Repository, table: str, place: str, branch: str = OPS) -> pl.DataFrame:

@@ -22,6 +22,7 @@ _PACKAGES = (
 
 #: What `emlake doctor` tells that is no fault: it works as it is, and could do more, or will not for long.
 _ADVICE = {
+    ("access", "read-only"),
     ("disk", "low"),
     ("hard links", "refused"),
     ("lakefs program", "none"),

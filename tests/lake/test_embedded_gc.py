@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sqlite3
 import threading
+from datetime import datetime
 
 import pytest
 
@@ -88,6 +89,43 @@ def test_a_new_commit_has_its_grace_period_whoever_gave_it_up(repo, monkeypatch)
     assert repo.get(made, "young") == b"y" * 500
     now = lake.engines.embedded.gc.time.time()
     monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 2 * WEEK_S)
+    assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
+
+
+def test_what_a_wrong_clock_dated_in_the_future_grows_old_from_when_a_collector_meets_it(repo, monkeypatch):
+    """One commit of 2036 dates all that is made upon it after itself, so the whole line used to stay until then."""
+    now = lake.engines.embedded.gc.time.time()
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2036, 1, 1, tzinfo=tz)
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr("lake.engines.embedded.history.datetime", Ahead)
+        save(repo, "side", {"ahead": b"a" * 500})
+    save(repo, "side", {"upon": b"u" * 500})
+    with monkeypatch.context() as wrong:
+        wrong.setattr("lake.engines.embedded.history.time.time", lambda: now + 500 * WEEK_S)
+        repo.delete_branch("side")
+    for weeks, removed in ((0, 0), (0.5, 0), (2, 2), (4, 0)):
+        monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda weeks=weeks: now + weeks * WEEK_S)
+        assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == removed
+    assert stored(repo) == {}
+
+
+def test_a_commit_of_the_future_that_no_branch_gave_up_has_one_grace_period_and_no_more(repo, monkeypatch):
+    made = save(repo, "side", {"young": b"y" * 500})
+    repo.delete_branch("side")
+    with sqlite3.connect(repo.root / "refs.sqlite") as con:
+        con.execute("DELETE FROM departed")
+    con.close()
+    now = lake.engines.embedded.gc.time.time()
+    monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now - 4 * WEEK_S)
+    assert repo.collect_garbage(grace_s=WEEK_S, dry_run=True).kept["grace"].count == 3
+    assert repo.collect_garbage(grace_s=WEEK_S).kept["grace"].count == 3
+    assert repo.get(made, "young") == b"y" * 500
+    monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now - 2 * WEEK_S)
     assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
 
 

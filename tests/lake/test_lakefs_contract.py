@@ -2,13 +2,15 @@
 
 import random
 import uuid
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 import lake
 from lake.engines.lakefs import LakeFSRepository
-from lake.errors import ConflictError, NothingToCommit, ProtectedBranch
+from lake.engines.lakefs.format import FORMAT, KEY
+from lake.errors import ConflictError, FormatTooNew, NothingToCommit, ProtectedBranch, StorageError
 from lake.testing.machine import run_machine
 from lake.testing.memory import MemoryRepository
 from lake.testing.repository import LocationContract, RepositoryContract
@@ -31,6 +33,31 @@ class TestLakeFSRepository(RepositoryContract, LocationContract):
     @pytest.mark.xfail(raises=pytest.fail.Exception, strict=True, reason="lakeFS does not tell a put from a write")
     def test_one_key_both_put_and_written_in_a_workspace_is_a_conflict(self, repo):
         super().test_one_key_both_put_and_written_in_a_workspace_is_a_conflict(repo)
+
+
+@pytest.mark.lakefs
+def test_a_repository_of_a_newer_version_is_refused_and_one_without_a_version_is_of_the_first(lakefs_location):
+    with closing(lake.create(lakefs_location)) as repo:
+        wire = repo._wire
+        for version, opens in (("2", False), ("no number", False), (str(FORMAT), True), (None, True)):
+            if version is None:
+                wire.call(wire.sdk.internal_api.delete_repository_metadata, wire.name, {"keys": [KEY]}, doing="test")
+            else:
+                body = {"metadata": {KEY: version}}
+                wire.call(wire.sdk.internal_api.set_repository_metadata, wire.name, body, doing="test")
+            if opens:
+                lake.open(lakefs_location).close()
+            else:
+                kind = FormatTooNew if version == "2" else StorageError
+                with pytest.raises(kind, match=f"format {version}"):
+                    lake.open(lakefs_location)
+
+
+def test_a_new_repository_says_its_format(lakefs_location):
+    with closing(lake.create(lakefs_location)) as repo:
+        wire = repo._wire
+        answer = wire.call(wire.sdk.repositories_api.get_repository_metadata, wire.name, doing="test")
+        assert dict(answer)[KEY] == str(FORMAT)
 
 
 class TellsKeysApart(LakeFSRepository):

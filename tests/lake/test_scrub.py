@@ -11,6 +11,7 @@ from lake.coverage import HIGHEST, Region, by_age, extended, joined, members
 from lake.errors import BadInput, CorruptObject
 from lake.integrity import Inventory
 from lake.scrub import scrub
+from lake.scrub_record import recall
 from lake.testing.crash import python, run
 from lake.testing.example import write_example
 from lake.testing.memory import MemoryRepository
@@ -301,3 +302,19 @@ def test_regions_that_touch_and_are_of_one_age_become_one():
         Region(0, HIGHEST, 0, 9, day),
         Region(0, HIGHEST, 9, 12, _moment(2)),
     ]
+
+
+def test_what_a_scrub_finds_after_one_whose_clock_was_ahead_is_what_is_remembered(repo, monkeypatch):
+    """A scrub dated 2036 used to hide, until then, everything that later ones checked and found."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2036, 1, 1, tzinfo=tz)
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr("lake.scrub.datetime", Ahead)
+        assert scrub(repo, budget=None).recorded
+    assert scrub(repo, budget=None).recorded
+    known = recall(repo, repo.inspector().place)
+    assert any(region.checked and region.checked.year < 2036 for region in known.regions)

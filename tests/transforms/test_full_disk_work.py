@@ -54,9 +54,18 @@ def test_wherever_room_ends_a_run_keeps_its_finished_blocks_and_goes_on(points, 
         repo = fresh()
         head = repo.resolve("work")
         small_disk.leave(took * number // points)
-        with pytest.raises(NoRoom) as caught:
-            run(repo, toy_pipeline("label", **PIPELINE), "work", executor=executor)
-        assert f"{caught.value.free:,} are free" in caught.value.message
+        failed: NoRoom | None = None
+        try:
+            report = run(repo, toy_pipeline("label", **PIPELINE), "work", executor=executor)
+        except NoRoom as error:
+            failed = error
+        if failed is None:
+            # What a run takes varies by some pages of the database's log.
+            assert number > points * 3 // 4, f"{took * number // points} of {took} bytes were enough"
+            assert report.merkle_root == whole.merkle_root
+            repo.close()
+            continue
+        assert f"{failed.free:,} are free" in failed.message
         assert repo.resolve("work") == head
         assert check_whole(repo)
         small_disk.leave(None)

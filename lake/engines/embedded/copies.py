@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import is_sealed
-from lake.engines.embedded.folders import encode_key, walk
+from lake.engines.embedded.folders import encode_key, names_in, walk
 from lake.engines.embedded.history import Node
 from lake.engines.embedded.ranges import digest_of, number_of
 from lake.engines.embedded.trees import overlay
@@ -38,7 +38,7 @@ class Copy:
 
 def copies_in_views(engine: Engine, nodes: Mapping[CommitId, Node]) -> Iterator[Copy | Fault | None]:
     """Yield something for each file of each view: the copy it is, None for a link, a fault for what is wrong."""
-    for commit in sorted(os.listdir(engine.views.root)):
+    for commit in names_in(engine.views.root):
         node = nodes.get(commit)
         folder = engine.views.root / commit
         for view in sorted(os.listdir(folder)) if node is not None and folder.is_dir() else ():
@@ -84,7 +84,7 @@ def copies_in_workspaces(engine: Engine) -> Iterator[Copy | None]:
 
     What has been written since is somebody's work: no digest of it is known before it is committed.
     """
-    for token in sorted(os.listdir(engine.workspaces.root)):
+    for token in names_in(engine.workspaces.root):
         # Damaged commits and manifests are reported as themselves, and what has just gone is no damage.
         with suppress(CorruptObject, RefNotFound, FileNotFoundError):
             with engine.db.read() as con:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lake.engines.embedded.sharing import open_shared
 from lake.engines.embedded.spare import Spare
 from lake.room import TRANSACTION, code_of
 
@@ -54,7 +55,7 @@ def whole_schema() -> str:
 class Database:
     """A pool of connections to one database file, safe between threads and across forks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, aside: bool = True) -> None:
         self.path = path
         self._guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
@@ -63,11 +64,14 @@ class Database:
         self._inherited: list[sqlite3.Connection] = []
         self._closed = False
         self._spare = Spare(path.parent)
-        self._spare.keep()
+        if aside:
+            self._spare.keep()
 
     @staticmethod
     def make(path: Path) -> None:
         """Make the empty database of a new repository."""
+        # SQLite would make it 0644; its log and index take the mode of this file.
+        os.close(open_shared(path))
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")

@@ -2,16 +2,20 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from lake.engines.embedded.access import read_only
 from lake.engines.embedded.database import Database
-from lake.engines.embedded.files import flocked
+from lake.engines.embedded.files import flocked, guarded
 from lake.engines.embedded.history import Branch, History, Node, read_staging
 from lake.engines.embedded.incoming import Incoming
 from lake.engines.embedded.layout import DATABASE
+from lake.engines.embedded.reading import AwayScratch, AwayViews, ReadOnlyDatabase
 from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.staging import Stager
 from lake.engines.embedded.store import Store
@@ -19,6 +23,7 @@ from lake.engines.embedded.trees import Edits, Tree, Trees
 from lake.engines.embedded.turns import Turns
 from lake.engines.embedded.views import Views
 from lake.engines.embedded.workspaces import State, Values, Workspaces, load_state
+from lake.errors import ReadOnlyRepository
 from lake.integrity import RESTORE_MANIFEST
 from lake.repository import Change, ChangeKind, CommitId
 
@@ -52,14 +57,23 @@ class Engine:
         locks/ tmp/      one lock file per branch, those of readers, writers and the collector; temporary files
         trash/           what a collector is about to remove; there while one works
         spare            room kept aside for a full disk
+
+    A repository that this process may not write to is read through the same parts; see `reading`.
+
+    Attributes
+    ----------
+    refused : str
+        Why this process may not write here; empty if it may.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, refused: str = "") -> None:
         self.root = root
+        self.refused = refused
         self.trash = root / "trash"
-        self.scratch = Scratch(root / "tmp")
-        self.db = Database(root / DATABASE)
-        self.objects = Store(root / "objects", self.scratch)
+        self.scratch = AwayScratch() if refused else Scratch(root / "tmp")
+        database = root / DATABASE
+        self.db = ReadOnlyDatabase(database, self.scratch, self._read_only) if refused else Database(database)
+        self.objects = Store(root / "objects", self.scratch, symbolic=bool(refused))
         self.turns = Turns(root / "locks")
         self.incoming = Incoming(root / "incoming", self.objects, self.scratch, self.turns)
         self.objects.elsewhere = self.incoming.find
@@ -67,15 +81,36 @@ class Engine:
         self.trees = Trees(self.manifests)
         self.history = History(self.db)
         self.stager = Stager(self.db, self.history)
-        self.views = Views(root / "views", self.objects, self.trees, self.scratch)
+        views = AwayViews if refused else Views
+        self.views = views(root / "views", self.objects, self.trees, self.scratch)
         self.workspaces = Workspaces(root / "workspaces", self.db, self.objects, self.trees, self.history, self.scratch)
+
+    def check_writable(self) -> None:
+        """Raise `ReadOnlyRepository` if this process may not write here."""
+        if self.refused:
+            raise self._read_only()
+
+    def _read_only(self) -> ReadOnlyRepository:
+        return read_only(self.root, self.refused)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Do a piece of work (`Turns.working`); where nothing can be written there is none to be seen."""
+        with nullcontext() if self.refused else self.turns.working():
+            yield
 
     @contextmanager
     def locked(self, name: str) -> Iterator[Branch]:
-        """Be the only one to move a branch or its folder; gives the branch as it is under the lock."""
+        """Be the only one to move a branch or its folder; gives the branch as it is under the lock.
+
+        Who may not write here cannot hold a lock, and gets the branch as it is.
+        """
         while True:
             with self.db.read() as con:
                 branch = self.history.branch(con, name)
+            if self.refused:
+                yield branch
+                return
             with flocked(self.root / "locks" / branch.token):
                 with self.db.read() as con:
                     now = self.history.branch(con, name)
@@ -166,3 +201,30 @@ class Engine:
 def kind_of(before: bytes | None, after: bytes | None) -> ChangeKind:
     """Name a change."""
     return "added" if before is None else "removed" if after is None else "changed"
+
+
+class Owned(Protocol):
+    """Something that works on an engine."""
+
+    _engine: Engine
+
+    @property
+    def root(self) -> Path:
+        """The repository's folder."""
+        ...
+
+
+S = TypeVar("S", bound=Owned)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def writing(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Let a method run only where this process may write, and only errors of `lake.errors` out of it."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._engine.check_writable()
+        return method(self, *args, **kwargs)
+
+    return guarded(call)

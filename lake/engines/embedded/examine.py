@@ -6,14 +6,15 @@ from pathlib import Path
 from lake.engines.embedded.audit import keeps_rows_twice
 from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import clone, in_threads
-from lake.engines.embedded.layout import FORMAT
+from lake.engines.embedded.folders import names_in
+from lake.engines.embedded.layout import format_of
 from lake.engines.embedded.mounts import MOUNTS, file_system_of
 from lake.repository import Finding
 
 
 def examine(engine: Engine) -> list[Finding]:
     """Give (what, state, detail): file system, links, shared extents, objects of other users, leftovers."""
-    findings: list[Finding] = [("format", "ok", str(FORMAT))]
+    findings: list[Finding] = [("format", "ok", str(format_of(engine.root)))]
     with engine.db.read() as con:
         twice = keeps_rows_twice(con)
     findings.append(
@@ -24,14 +25,16 @@ def examine(engine: Engine) -> list[Finding]:
     if MOUNTS.exists():
         kind, point = file_system_of(engine.root)
         findings.append(("file system", "ok", f"{kind}, mounted at {point}"))
-    findings += _tried(engine)
+    if engine.refused:
+        findings.append(("access", "read-only", engine.refused))
+    else:
+        findings += _tried(engine)
     foreign = sum(in_threads(_foreign, sorted((engine.root / "objects").iterdir())[:16]))
-    if foreign:
+    if foreign and not engine.refused:
         findings.append(
             ("owners", "mixed", "objects of other users: the kernel may refuse to link them, so they are copied")
         )
-    boots = [boot for boot in (engine.root / "incoming").iterdir() if boot.is_dir()]
-    kept = sum(len(os.listdir(boot)) for boot in boots)
+    kept = sum(len(names_in(engine.incoming.root / boot)) for boot in names_in(engine.incoming.root))
     findings.append(("staged objects", "ok", f"{kept} not committed yet"))
     return findings
 

@@ -20,7 +20,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from lake.errors import LakeError, NotAuthorized, StorageError
+from lake.engines.embedded.sharing import open_shared
+from lake.errors import CorruptObject, LakeError, NotAuthorized, StorageError
 from lake.room import NO_ROOM, TRANSACTION, code_of, no_room
 
 SMALL = 64 * 1024  # bytes; below this a file crosses between store and workspace as a copy, never as a link
@@ -30,8 +31,10 @@ WORKERS = min(8, os.cpu_count() or 1)
 AHEAD = 16  # results that are computed before they are asked for, at most
 SYNC_EACH = 16  # up to this many files are synced one by one, more by one sync of the file system
 _FALLBACK_BOOT = secrets.token_hex(8)
+MARKER = "emlake.json"  # in the folder of every repository
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SECOND = 1_000_000_000
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,13 +62,33 @@ def translate(error: OSError | sqlite3.Error, root: Path) -> LakeError:
             return StorageError(
                 f"the database of {root} stayed locked by another process", fix="repeat the command when it is done"
             )
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+            return _refused(f"the database of {root}", "it is read-only")
         return StorageError(f"the database of {root} failed: {error}", fix="check the disk, then open it again")
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return NotAuthorized(
-            f"{error.filename or root} cannot be written: {error.strerror}",
-            fix="run as the user who owns the repository, or change its permissions",
-        )
+    if error.errno in _REFUSED:
+        return _refused(str(error.filename or root), str(error.strerror))
     return StorageError(f"{error.filename or root}: {error.strerror or error}", fix="check the disk, then repeat")
+
+
+def _refused(what: str, why: str) -> NotAuthorized:
+    return NotAuthorized(
+        f"{what} is refused to you: {why}",
+        fix="run as the user who owns the repository, or change its permissions (a group: umask 002)",
+    )
+
+
+def _gone(root: Path) -> StorageError | None:
+    """Make the error for a repository that is no longer where it was opened; None if it is there."""
+    try:
+        os.stat(root / MARKER)
+    except (FileNotFoundError, NotADirectoryError):
+        return StorageError(
+            f"the repository is no longer at {root}: it was moved, removed or unmounted while it was open",
+            fix="put it back or mount it again, or open it where it is now",
+        )
+    except OSError:
+        pass  # it is there, or who knows: what failed tells more
+    return None
 
 
 def guarded(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -76,7 +99,11 @@ def guarded(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
         try:
             return method(self, *args, **kwargs)
         except (OSError, sqlite3.Error) as error:
-            raise translate(error, self.root) from error
+            raise (_gone(self.root) or translate(error, self.root)) from error
+        except CorruptObject as error:
+            if lost := _gone(self.root):
+                raise lost from error
+            raise
 
     return cast("Callable[Concatenate[S, P], R]", call)
 
@@ -86,7 +113,11 @@ def guarded_items(items: Iterator[T], root: Path) -> Iterator[T]:
     try:
         yield from items
     except (OSError, sqlite3.Error) as error:
-        raise translate(error, root) from error
+        raise (_gone(root) or translate(error, root)) from error
+    except CorruptObject as error:
+        if lost := _gone(root):
+            raise lost from error
+        raise
 
 
 # -- seals ------------------------------------------------------------------------------------------------------------
@@ -103,6 +134,15 @@ def is_sealed(stat: os.stat_result, digest: bytes, size: int) -> bool:
 def seal(target: str | Path | int, stat: os.stat_result, digest: bytes) -> None:
     """Set the seal, keeping the second in which the file was written."""
     os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns // _SECOND * _SECOND + seal_of(digest)))
+
+
+def seal_if_ours(path: str, stat: os.stat_result, digest: bytes) -> None:
+    """Set the seal, unless the file is another user's or cannot be written: then it is hashed again the next time."""
+    try:
+        seal(path, stat, digest)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------
@@ -270,7 +310,7 @@ def flocked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[
 
     Gives False, without the lock, if somebody else has it and `wait` is not wanted.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = open_shared(path)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

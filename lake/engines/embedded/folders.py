@@ -108,6 +108,14 @@ def walk(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     )
 
 
+def names_in(folder: Path) -> list[str]:
+    """List a folder, sorted; a copy of a repository that is read alone may lack empty ones."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
 def encode_key(key: str) -> bytes:
     """Give the bytes of a key that came from a file name."""
     try:

@@ -41,7 +41,7 @@ from lake.engines.embedded.database import DEPARTED
 from lake.engines.embedded.engine import COLLECTOR, Engine
 from lake.engines.embedded.files import flocked
 from lake.engines.embedded.marks import Marks, Share, keys_of
-from lake.engines.embedded.roots import NOT_NEEDED, REASONS, Commits, read_roots
+from lake.engines.embedded.roots import MET, NOT_NEEDED, REASONS, Commits, read_roots
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.views import View, count_links
 from lake.errors import ConflictError, CorruptObject
@@ -129,6 +129,7 @@ class _Collection:
     def __init__(self, engine: Engine, since: float, progress: Progress) -> None:
         self._engine = engine
         self._since = since
+        self._now = time.time()
         self._progress = progress
         self._stores = (engine.manifests, engine.objects)
         self._commits = Commits()
@@ -165,7 +166,7 @@ class _Collection:
             self._commits.read(con)
             roots = read_roots(con, self._since, live)
             staged = self._engine.staged_values(con)
-        self._reasons = self._commits.reasons(roots, self._since)
+        self._reasons = self._commits.reasons(roots, self._since, self._now)
         ticks = count(1)
         kept: dict[str, Share] = {}
 
@@ -190,7 +191,7 @@ class _Collection:
             roots = dict(read_roots(con, self._since, live))
             # What was made while we marked stays for this time, whoever refers to it.
             roots["grace"] = [*roots["grace"], *self._commits.ids[known:]]
-            self._reasons = self._commits.reasons(roots, self._since)
+            self._reasons = self._commits.reasons(roots, self._since, self._now)
             forgotten = [
                 (commit,)
                 for commit, reason in zip(self._commits.ids, self._reasons, strict=True)
@@ -198,7 +199,11 @@ class _Collection:
             ]
             con.executemany("DELETE FROM commits WHERE id = ?", forgotten)
             con.execute(DEPARTED)
+            undated = self._commits.undated(self._reasons, roots[MET], self._now)
             con.execute("DELETE FROM departed WHERE since <= ?", (self._since,))
+            # What a wrong clock dated in the future would never grow old.
+            con.execute("UPDATE departed SET since = ? WHERE since > ?", (self._now, self._now))
+            con.executemany("INSERT INTO departed VALUES (?, ?)", [(commit, self._now) for commit in undated])
             point("gc.before-forgotten")
         point("gc.commits-forgotten")
         self._engine.history.forget(commit for (commit,) in forgotten)

@@ -5,8 +5,7 @@ from datetime import timedelta
 
 from lake.clones import Held, Move
 from lake.engines.embedded import commits
-from lake.engines.embedded.engine import Engine
-from lake.engines.embedded.files import guarded
+from lake.engines.embedded.engine import Engine, writing
 from lake.engines.embedded.history import check_free, check_kept, new_token, stage
 from lake.engines.embedded.ranges import pack_object
 from lake.names import check_branch, check_key
@@ -26,12 +25,12 @@ class EmbeddedImporter:
         self.root = engine.root
         self._read: set[bytes] = set()  # contents that were compared with their digest
 
-    @guarded
+    @writing
     def commit(self, branch: str, like: Commit) -> CommitId:
         """Turn what is staged on `branch` into a commit like `like`; when it returns it survives a power cut."""
         return commits.rebuild(self._engine, branch, like)
 
-    @guarded
+    @writing
     def reuse(self, branch: str, key: str, held: Held, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Stage a content that was put or committed before; False without its sha256, or if it is damaged.
 
@@ -49,7 +48,7 @@ class EmbeddedImporter:
                 stage(con, self._engine.history.branch(con, branch).token, {check_key(key).encode(): value})
         return True
 
-    @guarded
+    @writing
     def move(self, moves: Iterable[Move]) -> None:
         """Move branches, each in one transaction."""
         for move in moves:

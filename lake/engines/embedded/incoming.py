@@ -13,8 +13,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from lake.durable import point
-from lake.engines.embedded.files import SMALL, boot_id, copy_new, hash_file, is_sealed, seal, sync_files, write_new
+from lake.engines.embedded.files import (
+    SMALL,
+    boot_id,
+    copy_new,
+    hash_file,
+    is_sealed,
+    seal,
+    seal_if_ours,
+    sync_files,
+    write_new,
+)
 from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.turns import Turns
 from lake.errors import CorruptObject, NotFound
@@ -84,7 +95,7 @@ class Incoming:
         try:
             os.replace(path, target)
         except FileNotFoundError:
-            self._folder.mkdir(exist_ok=True)
+            make_folder(self._folder)
             os.replace(path, target)
 
     def find(self, digest: bytes) -> str | None:
@@ -93,7 +104,10 @@ class Incoming:
         target = f"{self._text}/{name}"
         if os.path.exists(target):
             return target
-        boots = os.listdir(self.root)
+        try:
+            boots = os.listdir(self.root)
+        except FileNotFoundError:  # a copy of a repository, to be read alone
+            return None
         found = [f"{self.root}/{boot}/{name}" for boot in boots if boot != self._folder.name]
         return next((path for path in found if os.path.exists(path)), None)
 
@@ -113,7 +127,7 @@ class Incoming:
                     raise _lost(digest, key)
                 continue
             if not trusted:
-                seal(path, os.stat(path), digest)
+                seal_if_ours(path, os.stat(path), digest)
             moves[digest] = path
         sync_files(moves.values(), self.root)
         point("commit.staged-synced")

@@ -78,7 +78,7 @@ class FolderInspector:
         copy = "copy the folder before anything is written, then " + RESTORE
         refs: list[Fault] = []
         commits: list[Fault] = []
-        for what, sentence in audit(db):
+        for what, sentence in audit(db, read_only=bool(self._engine.refused)):
             if what:
                 commits.append(Fault("commit", what, sentence, RESTORE_MANIFEST))
             else:

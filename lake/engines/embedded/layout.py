@@ -1,15 +1,19 @@
 """How a repository's folder comes into being, and whether one can be opened."""
 
 import json
+import os
+import stat
 import tempfile
 from pathlib import Path
 
 from lake.durable import point
 from lake.engines.embedded.database import Database
+from lake.engines.embedded.files import MARKER as MARKER
 from lake.engines.embedded.files import sync_path
 from lake.engines.embedded.history import add_commit, commit_body, new_token
 from lake.engines.embedded.mounts import check_file_system
 from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Trees
 from lake.errors import AlreadyExists, FormatTooNew, RepositoryNotFound
@@ -17,8 +21,9 @@ from lake.names import MAIN
 
 FORMAT = 1
 ENGINE = "embedded"
-MARKER = "emlake.json"
 DATABASE = "refs.sqlite"
+STORES = ("objects", "manifests")
+FOLDERS = ("tmp", "locks", "incoming", "views", "workspaces", *STORES)
 
 
 def make_repository(root: Path) -> None:
@@ -31,6 +36,9 @@ def make_repository(root: Path) -> None:
     check_file_system(root.parent)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as hold:
         fresh = Path(hold) / "repository"
+        fresh.mkdir()
+        if root.exists():
+            _be_like(root, fresh)
         _lay_out(fresh)
         point("create.laid-out")
         try:
@@ -42,9 +50,16 @@ def make_repository(root: Path) -> None:
     sync_path(root.parent)
 
 
+def _be_like(given: Path, fresh: Path) -> None:
+    """Take the mode, and the group that new files inherit, from the empty folder whose place is taken."""
+    around = given.stat()
+    if around.st_mode & stat.S_ISGID:
+        os.chown(fresh, -1, around.st_gid)
+    os.chmod(fresh, stat.S_IMODE(around.st_mode) | stat.S_IRWXU)
+
+
 def _lay_out(root: Path) -> None:
     """Write the files of an empty repository and put them on the disk."""
-    root.mkdir()
     make_folders(root)
     scratch = Scratch(root / "tmp")
     tree = Trees(Store(root / "manifests", scratch)).empty()
@@ -67,9 +82,9 @@ def marker_text(version: int) -> str:
 
 def make_folders(root: Path) -> None:
     """Make the folders that are not there: git, and many a copying program, leave empty ones out."""
-    for name in ("tmp", "locks", "incoming", "views", "workspaces"):
-        (root / name).mkdir(exist_ok=True)
-    for name in ("objects", "manifests"):
+    for name in FOLDERS:
+        make_folder(root / name)
+    for name in STORES:
         Store.make(root / name)
 
 
@@ -86,8 +101,7 @@ def check_openable(root: Path) -> None:
         raise RepositoryNotFound(f"{root} cannot be read: {error.strerror}", fix="ask its owner for access") from error
     except (OSError, ValueError) as error:
         raise RepositoryNotFound(f"{root / MARKER} cannot be read: {error}", fix="restore it from a copy") from error
-    version = marker.get("format") if isinstance(marker, dict) else None
-    if type(version) is not int or version < 1 or marker.get("engine") != ENGINE:
+    if (version := _format_in(marker)) is None:
         raise RepositoryNotFound(f"{root / MARKER} is not one of ours: {marker!r:.80}", fix="restore it from a copy")
     if version > FORMAT:
         raise FormatTooNew(
@@ -96,4 +110,19 @@ def check_openable(root: Path) -> None:
     check_file_system(root)
     if not (root / DATABASE).is_file():
         raise RepositoryNotFound(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")
-    make_folders(root)
+
+
+def _format_in(marker: object) -> int | None:
+    """Give the format that a marker says; None if it is none of ours."""
+    if not isinstance(marker, dict) or marker.get("engine") != ENGINE:
+        return None
+    version = marker.get("format")
+    return version if type(version) is int and version >= 1 else None
+
+
+def format_of(root: Path) -> int | None:
+    """Give the format that a repository has; None if its marker no longer says any."""
+    try:
+        return _format_in(json.loads((root / MARKER).read_text()))
+    except ValueError:
+        return None

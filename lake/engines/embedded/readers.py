@@ -6,6 +6,8 @@ import secrets
 import threading
 from pathlib import Path
 
+from lake.engines.embedded.sharing import make_folder, open_shared
+
 
 class Readers:
     """The files below a folder. Who claims, and who asks what is claimed, does so under one lock that is not ours."""
@@ -29,9 +31,9 @@ class Readers:
 
     def _begin(self) -> None:
         """Make this process's file; a forked child makes its own, and its parent's stays locked while either lives."""
-        self.root.mkdir(exist_ok=True)
+        make_folder(self.root)
         self._path = self.root / f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = open_shared(self._path)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         self._claims = set()
         self._owner = os.getpid()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lake.durable import point
-from lake.engines.embedded.engine import Engine
+from lake.engines.embedded.engine import Engine, writing
 from lake.engines.embedded.files import guarded
 from lake.engines.embedded.history import History, check_free, let_go, new_token
 from lake.engines.embedded.workspaces import forget_state
@@ -43,7 +43,7 @@ class References:
         with self._engine.db.read() as con:
             return self._history.listing(con, "branches", "head", prefix)
 
-    @guarded
+    @writing
     def create_branch(self, name: str, source: str) -> CommitId:
         """Make a branch at the commit behind `source`."""
         check_branch(name)
@@ -54,7 +54,7 @@ class References:
             con.execute("INSERT INTO branches VALUES (?, ?, ?)", (name, head, new_token(name)))
         return head
 
-    @guarded
+    @writing
     def delete_branch(self, name: str) -> None:
         """Remove a branch and what is pending on it."""
         self._engine.workspaces.discard_late()
@@ -78,7 +78,7 @@ class References:
         with self._engine.db.read() as con:
             return self._history.listing(con, "tags", "target", prefix)
 
-    @guarded
+    @writing
     def create_tag(self, name: str, ref: str) -> CommitId:
         """Make a tag; of many callers one wins."""
         check_tag(name)
@@ -88,7 +88,7 @@ class References:
             con.execute("INSERT INTO tags VALUES (?, ?)", (name, commit))
         return commit
 
-    @guarded
+    @writing
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self._engine.db.write(freeing=True) as con:
@@ -98,7 +98,7 @@ class References:
                 raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, known))
             let_go(con, removed[0][0])
 
-    @guarded
+    @writing
     def protect(self, pattern: str, *more: str) -> None:
         """Refuse direct changes of the branches that match one of these globs."""
         patterns = [(check_pattern(each),) for each in (pattern, *more)]

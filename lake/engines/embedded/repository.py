@@ -12,7 +12,8 @@ from typing import get_args
 from lake import admission
 from lake.durable import point
 from lake.engines.embedded import commits
-from lake.engines.embedded.engine import Engine, kind_of
+from lake.engines.embedded.access import refused
+from lake.engines.embedded.engine import Engine, kind_of, writing
 from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
@@ -21,7 +22,7 @@ from lake.engines.embedded.healing import content
 from lake.engines.embedded.history import Branch, check_unprotected, read_staging
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
-from lake.engines.embedded.layout import check_openable, make_repository
+from lake.engines.embedded.layout import check_openable, make_folders, make_repository
 from lake.engines.embedded.merging import Rules, changes
 from lake.engines.embedded.ranges import digest_of, pack_object, unpack_object
 from lake.engines.embedded.references import References
@@ -42,12 +43,18 @@ class EmbeddedRepository(References, Handle):
     # -- opening ------------------------------------------------------------------------------------------------------
     @classmethod
     def open(cls, path: Path) -> "EmbeddedRepository":
-        """Open the repository in a folder, removing what dead processes left."""
+        """Open the repository in a folder, removing what dead processes left.
+
+        One that this process may not write to is opened for reading: every change of it is a `ReadOnlyRepository`.
+        """
         root = path.expanduser().absolute()
         try:
             check_openable(root)
-            engine = Engine(root)
-            engine.sweep()
+            why = refused(root)
+            engine = Engine(root, why)
+            if not why:
+                make_folders(root)
+                engine.sweep()
         except (OSError, sqlite3.Error) as error:
             raise translate(error, root) from error
         return cls(engine)
@@ -72,7 +79,7 @@ class EmbeddedRepository(References, Handle):
         """Give (what, state, detail) of what the file system here can and cannot do, for `emlake doctor`."""
         return examine(self._engine)
 
-    @guarded
+    @writing
     def collect_garbage(
         self,
         *,
@@ -102,7 +109,7 @@ class EmbeddedRepository(References, Handle):
         self._engine.close()
 
     # -- objects ------------------------------------------------------------------------------------------------------
-    @guarded
+    @writing
     def put(
         self,
         branch: str,
@@ -136,7 +143,7 @@ class EmbeddedRepository(References, Handle):
             raise
         return unpack_object(name, value, self._engine.objects.path(digest))
 
-    @guarded
+    @writing
     def delete(self, branch: str, keys: Collection[str]) -> None:
         """Stage the removal of `keys`."""
         self._writable(branch)
@@ -158,7 +165,7 @@ class EmbeddedRepository(References, Handle):
             return self._engine.objects.read(digest_of(found), key)
         except CorruptObject:
             # Put over, and swept, between the two? Then the second look finds the new one.
-            with self._engine.turns.working():
+            with self._engine.working():
                 if (now := self._find(ref, key)) == found:
                     raise
                 return self._engine.objects.read(digest_of(now), key)
@@ -215,7 +222,7 @@ class EmbeddedRepository(References, Handle):
         commit = self.resolve(ref)
         return Location(str(self._engine.views.folder(commit, self._tree(commit), prefix)))
 
-    @guarded
+    @writing
     def workspace(self, branch: str, prefix: str) -> Location:
         """Give a writable folder that starts with the branch's content under `prefix`."""
         head = check_prefix(prefix)
@@ -231,7 +238,7 @@ class EmbeddedRepository(References, Handle):
             unsaved = self._engine.unsaved(self._engine.pending(found))
         return iter([change for change in unsaved if change.key.startswith(prefix)])
 
-    @guarded
+    @writing
     def commit(
         self, branch: str, message: str, metadata: Metadata = NO_METADATA, *, allow_empty: bool = False
     ) -> CommitId:
@@ -239,7 +246,7 @@ class EmbeddedRepository(References, Handle):
         entries = check_metadata(metadata)
         return commits.commit(self._engine, branch, message, entries, self._admit(branch), allow_empty=allow_empty)
 
-    @guarded
+    @writing
     def reset(self, branch: str) -> None:
         """Drop what is pending on `branch`."""
         engine = self._engine
@@ -256,7 +263,7 @@ class EmbeddedRepository(References, Handle):
         if pending.staged:
             engine.incoming.sweep(engine.staged_digests)
 
-    @guarded
+    @writing
     def reset_to(self, branch: str, ref: str) -> CommitId:
         """Move the head of a clean branch to the commit behind `ref`."""
         return commits.reset_to(self._engine, branch, ref)
@@ -307,7 +314,7 @@ class EmbeddedRepository(References, Handle):
     def _tree(self, commit: CommitId) -> Tree:
         return self._engine.tree_of(commit)
 
-    @guarded
+    @writing
     def merge(
         self,
         source: str,
@@ -341,14 +348,14 @@ class EmbeddedRepository(References, Handle):
             expect_head=expect_head,
         )
 
-    @guarded
+    @writing
     def revert(
         self, branch: str, ref: str, *, parent: int | None = None, message: str = "", metadata: Metadata = NO_METADATA
     ) -> CommitId:
         """Undo commit `ref` on `branch` by a new commit."""
         return commits.revert(self._engine, branch, ref, parent, message, check_metadata(metadata))
 
-    @guarded
+    @writing
     def cherry_pick(
         self,
         branch: str,

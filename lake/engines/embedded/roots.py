@@ -13,6 +13,7 @@ from lake.repository import CommitId
 #: From the strongest to the weakest: a commit counts under the first that reaches it.
 REASONS = ("branches", "tags", "sessions", "views", "grace")
 NOT_NEEDED = len(REASONS)
+MET = "met"  # what refs gave up at any time, or an earlier collector met
 
 Roots = Mapping[str, Iterable[CommitId]]
 
@@ -51,15 +52,18 @@ class Commits:
             self._parents.append(parents)
             self._created.append(datetime.fromisoformat(fields["created"]).timestamp())
 
-    def reasons(self, roots: Roots, since: float) -> bytearray:
+    def reasons(self, roots: Roots, since: float, now: float) -> bytearray:
         """Give each commit's reason, as its place in `REASONS`, or `NOT_NEEDED`.
 
-        Commits made after `since` (seconds since 1970) are in their grace period, whoever refers to them.
+        Commits made after `since` (seconds since 1970) are in their grace period, whoever refers to them. One that a
+        wrong clock dated after `now` may be of any age: its grace period begins when a collector first meets it
+        (`undated`), and is over with that of what was given up with it.
         """
         found = bytearray([NOT_NEEDED]) * len(self.ids)
         grace = REASONS.index("grace")
+        met = self._reached(roots.get(MET, ()))
         for at, created in enumerate(self._created):
-            if created > since:
+            if created > since and (created <= now or not met[at]):
                 found[at] = grace
         for number, reason in enumerate(REASONS):
             for commit in roots.get(reason, ()):
@@ -71,6 +75,27 @@ class Commits:
                 found[parent] = min(found[parent], found[at])
         return found
 
+    def _reached(self, heads: Iterable[CommitId]) -> bytearray:
+        """Mark these commits and their ancestors."""
+        marks = bytearray(len(self.ids))
+        for commit in heads:
+            if (at := self._place.get(commit, -1)) >= 0:
+                marks[at] = 1
+        for at in range(len(marks) - 1, -1, -1):
+            if marks[at]:
+                for parent in self._parents[at]:
+                    marks[parent] = 1
+        return marks
+
+    def undated(self, reasons: bytearray, met: Iterable[CommitId], now: float) -> list[CommitId]:
+        """Give the commits whose grace period is to begin `now`, since their date is yet to come."""
+        known, grace = self._reached(met), REASONS.index("grace")
+        return [
+            commit
+            for commit, created, reason, seen in zip(self.ids, self._created, reasons, known, strict=True)
+            if created > now and reason == grace and not seen
+        ]
+
 
 def read_roots(con: sqlite3.Connection, since: float, views: Iterable[CommitId]) -> Roots:
     """Read where history is held: refs, the bases of workspaces, what refs gave up after `since`, and views in use.
@@ -81,8 +106,12 @@ def read_roots(con: sqlite3.Connection, since: float, views: Iterable[CommitId])
     tags = dict(con.execute("SELECT name, target FROM tags"))
     bases = [base for (base,) in con.execute("SELECT base FROM workspaces")]
     departed: list[CommitId] = []
+    met: list[CommitId] = []
     if con.execute("SELECT 1 FROM sqlite_master WHERE name = 'departed'").fetchone():
-        departed = [commit for (commit,) in con.execute("SELECT target FROM departed WHERE since > ?", (since,))]
+        for commit, given_up in con.execute("SELECT target, since FROM departed"):
+            met.append(commit)
+            if given_up > since:
+                departed.append(commit)
     return {
         "branches": [head for name, head in branches.items() if not name.startswith(WORK)] + bases,
         "tags": [commit for name, commit in tags.items() if not name.startswith(LOCK)],
@@ -92,4 +121,5 @@ def read_roots(con: sqlite3.Connection, since: float, views: Iterable[CommitId])
         ],
         "views": list(views),
         "grace": departed,
+        MET: met,
     }

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from lake.engines.embedded.files import flocked
+from lake.engines.embedded.sharing import make_folder, open_shared
 
 _SWEEP = ".sweep"
 
@@ -48,10 +49,10 @@ class Scratch:
         name = f"{os.getpid()}-{secrets.token_hex(4)}"
         # Shared with other beginners, never with a sweeper: a lock file is not seen before it is locked.
         with flocked(self.root / _SWEEP, shared=True):
-            self._fd = os.open(self.root / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = open_shared(self.root / f"{name}.lock")
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             self._folder = self.root / name
-            self._folder.mkdir()
+            make_folder(self._folder)
         self._owner = os.getpid()
 
     def discard(self, path: Path) -> bool:

@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from lake.engines.embedded.sharing import open_shared
 from lake.room import free_below
 
 NAME = "spare"
@@ -68,7 +69,7 @@ class Spare:
         return min(stat.st_size, stat.st_blocks * 512)
 
     def _fill(self, size: int) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_shared(self._path)
         try:
             held = os.fstat(fd).st_size
             try:

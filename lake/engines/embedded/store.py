@@ -30,11 +30,13 @@ from lake.engines.embedded.files import (
     is_sealed,
     remove,
     seal,
+    seal_if_ours,
     sync_files,
     sync_path,
     write_new,
 )
 from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.trash import Trash
 from lake.errors import ConflictError, CorruptObject
 from lake.room import Room
@@ -63,8 +65,9 @@ class Found:
 class Store:
     """Contents by digest, below `root/<first two digits>/<the other 62>`."""
 
-    def __init__(self, root: Path, scratch: Scratch, *, fix: str = HEAL) -> None:
+    def __init__(self, root: Path, scratch: Scratch, *, fix: str = HEAL, symbolic: bool = False) -> None:
         self.root = root
+        self._symbolic = symbolic  # whether a read-only folder shows an object by its name
         self._fix = fix  # what to do about a damaged content
         self._text = str(root)
         self._scratch = scratch
@@ -75,11 +78,11 @@ class Store:
     @staticmethod
     def make(root: Path) -> None:
         """Make the folders of a store, those that are not there."""
-        root.mkdir(exist_ok=True)
+        make_folder(root)
         there = set(os.listdir(root))
         for name in (f"{number:02x}" for number in range(256)):
             if name not in there:
-                (root / name).mkdir(exist_ok=True)
+                make_folder(root / name)
 
     def path(self, digest: bytes) -> str:
         """Say where the object with this digest lies."""
@@ -119,7 +122,7 @@ class Store:
             return True
         if stat.st_size != size or hash_file(path) != digest:
             return False
-        seal(path, stat, digest)
+        seal_if_ours(path, stat, digest)
         return True
 
     def check(self, digest: bytes, size: int, what: str) -> None:
@@ -233,7 +236,7 @@ class Store:
         for item in found:
             # From here on the workspace's file is known as unchanged by its seal.
             if not is_sealed(os.stat(item.path), item.digest, item.size):
-                seal(item.path, item.stat, item.digest)
+                seal_if_ours(item.path, item.stat, item.digest)
 
     def _link_in(self, item: Found) -> None:
         path = self._scratch.new()
@@ -278,9 +281,10 @@ class Store:
         return data
 
     def link_out(self, digest: bytes, size: int, target: str, what: str) -> None:
-        """Make `target` a hard link to an object; a copy where links cannot be made."""
+        """Make `target` a link to an object; a copy where links cannot be made."""
+        link = _link_by_name if self._symbolic else os.link
         try:
-            self._from(digest, what, lambda source: os.link(source, target))
+            self._from(digest, what, lambda source: link(source, target))
         except OSError as error:
             if error.errno == errno.EMLINK:
                 self._from(digest, what, lambda source: self._link_to_second_copy(source, digest, target))
@@ -312,7 +316,7 @@ class Store:
             seal(copy.fileno(), os.fstat(copy.fileno()), digest)
         return True
 
-    def copy_out(self, digest: bytes, size: int, target: str, what: str, mode: int = 0o644) -> None:
+    def copy_out(self, digest: bytes, size: int, target: str, what: str, mode: int = 0o666) -> None:
         """Make `target` a sealed copy of an object, sharing extents where the file system can."""
         if size < SMALL:
             fd = write_new(Path(target), self.read(digest, what), mode)
@@ -343,6 +347,11 @@ class Store:
             os.replace(path, source)
             sync_path(os.path.dirname(source))
             os.link(source, target)
+
+
+def _link_by_name(source: str, target: str) -> None:
+    os.stat(source)  # a link to nothing can be made, too
+    os.symlink(source, target)
 
 
 def _read(path: str) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lake.durable import point
 from lake.engines.embedded.files import flocked
+from lake.engines.embedded.sharing import open_shared
 
 _POLL_S = (0.001, 0.1)  # first and longest pause between looks at a lock
 
@@ -40,7 +41,7 @@ class Turns:
         """Do a piece of work; never waits longer than a sweeper's moment."""
         while True:
             turn = self._now()
-            fd = os.open(self._files[turn], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = open_shared(self._files[turn])
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH)
                 # The turn may have passed between the look and the lock: then nobody waits for this file any more.
@@ -70,7 +71,7 @@ class Turns:
         if turn:
             os.unlink(self._odd)
         else:
-            os.close(os.open(self._odd, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            os.close(open_shared(self._odd))
         point("gc.new-turn")
         return _wait_for(self._files[turn], deadline)
 
@@ -78,7 +79,7 @@ class Turns:
 def _wait_for(path: str, deadline: float) -> bool:
     """Wait until nobody holds the lock on a file; False if somebody still does at the deadline."""
     pause, longest = _POLL_S
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = open_shared(path)
     try:
         while True:
             try:

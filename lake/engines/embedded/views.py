@@ -8,6 +8,7 @@ and that nobody asked for since some time is stale; so is one of an earlier boot
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lake.engines.embedded.files import boot_id, flocked
 from lake.engines.embedded.folders import check_prefix, check_representable, fill
 from lake.engines.embedded.readers import Readers
 from lake.engines.embedded.scratch import Scratch
+from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Tree, Trees
 from lake.repository import CommitId
@@ -36,6 +38,25 @@ class View:
     live: bool
 
 
+def name_of(prefix: bytes) -> str:
+    """Name the views of a prefix."""
+    return hashlib.sha256(prefix).hexdigest()[:16]
+
+
+def fill_view(store: Store, trees: Trees, scratch: Scratch, tree: Tree, prefix: str) -> Path:
+    """Make a temporary folder with the objects of a tree under `prefix`."""
+    head = prefix.encode()
+    check_representable(key for key, _ in trees.items(tree, head))
+    fresh = scratch.new()
+    try:
+        (fresh / prefix).mkdir(parents=True)
+        fill(store, fresh, trees.items(tree, head), writable=False)
+    except BaseException:
+        scratch.discard(fresh)
+        raise
+    return fresh
+
+
 class Views:
     """Makes and finds views below `views/<commit>/<digest of prefix>-<boot>/<prefix>`."""
 
@@ -49,7 +70,7 @@ class Views:
     def folder(self, commit: CommitId, tree: Tree, prefix: str) -> Path:
         """Give the folder with the objects under `prefix`; the first call links them, later ones find it."""
         head = check_prefix(prefix)
-        name = hashlib.sha256(head).hexdigest()[:16]
+        name = name_of(head)
         # Nothing here is synced, so what an earlier boot left may lack files after a power cut: it is made again.
         view = self.root / commit / f"{name}-{boot_id()[:8]}"
         content = view / prefix
@@ -59,14 +80,7 @@ class Views:
             for entry in os.listdir(view.parent):
                 if entry.startswith(name) and entry != view.name:
                     self._scratch.discard(view.parent / entry)
-        check_representable(key for key, _ in self._trees.items(tree, head))
-        fresh = self._scratch.new()
-        try:
-            (fresh / prefix).mkdir(parents=True)
-            fill(self._store, fresh, self._trees.items(tree, head), writable=False)
-        except BaseException:
-            self._scratch.discard(fresh)
-            raise
+        fresh = fill_view(self._store, self._trees, self._scratch, tree, prefix)
         point("view.filled")
         if not self._claim(view, fresh):
             # Somebody else was faster, and made the same.
@@ -81,7 +95,7 @@ class Views:
         with flocked(self.root / _LOCK, shared=True):
             there = view.exists()
             if fresh is not None and not there:
-                view.parent.mkdir(exist_ok=True)
+                make_folder(view.parent)
                 try:
                     fresh.rename(view)
                 except OSError:
@@ -112,7 +126,7 @@ class Views:
     def _is_live(view: Path, claimed: set[str], since: float) -> bool:
         if f"{view.parent.name}/{view.name}" in claimed:
             return True
-        return view.name.endswith(f"-{boot_id()[:8]}") and view.stat().st_mtime > since
+        return view.name.endswith(f"-{boot_id()[:8]}") and since < view.stat().st_mtime <= time.time()
 
     def remove(self, view: View, since: float) -> tuple[int, int] | None:
         """Remove a view unless it has come to life; gives its bytes and those of them that nothing else holds."""

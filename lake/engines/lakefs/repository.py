@@ -9,6 +9,7 @@ from typing import NoReturn
 from lake.engines.lakefs import merging, objects, threeway
 from lake.engines.lakefs.address import Address, resolve
 from lake.engines.lakefs.failures import status_of
+from lake.engines.lakefs.format import check_format, write_format
 from lake.engines.lakefs.gate_runs import RunningGate
 from lake.engines.lakefs.importing import LakeFSImporter
 from lake.engines.lakefs.inspection import ServerInspector
@@ -24,6 +25,7 @@ from lake.errors import (
     AlreadyExists,
     BadInput,
     ConflictError,
+    LakeError,
     NoRoom,
     NotFound,
     NothingToCommit,
@@ -64,6 +66,11 @@ class LakeFSRepository(References, Handle):
             raise RepositoryNotFound(
                 f"there is no repository {wire.name!r} at {wire.address.origin}", fix=nearest(wire.name, names)
             ) from error
+        try:
+            check_format(wire, location)
+        except LakeError:
+            wire.close()
+            raise
         return cls(wire)
 
     @classmethod
@@ -80,6 +87,7 @@ class LakeFSRepository(References, Handle):
                 f"{location} exists or existed: {error.message}",
                 fix="open it, or choose a name that was never used on this server",
             ) from error
+        write_format(wire)
         return cls(wire)
 
     @property
