@@ -2,9 +2,13 @@
 
 ::
 
-    tiles.csv -> read strictly -> each file hashed, decoded, measured (threads)     no lock held, nothing written yet
-                                  -> judged against its section                     ok | quarantined | superseded
-                                  -> session on `archive`: raw/..., table tiles     one commit, or none
+    tiles.csv -> read strictly -> tiles that the archive has: hashed, compared
+                               -> session on `archive`, its lock held from here on
+                                  new tiles, in threads: read once, hashed, decoded, measured, put as raw/...
+                                  -> judged against their section                   ok | quarantined | superseded
+                                  -> table tiles                                    one commit, or none
+
+A tile goes to the disk while others are still measured: what is archived are the very bytes that were validated.
 
 Ingest adds and never replaces: the same bytes under the same name are skipped, other bytes are a `ConflictError`.
 Killed half way, the next ingest goes on with the files that are there. Bad tiles are archived too; see
@@ -25,7 +29,7 @@ from typing import TypeVar
 
 from lake import tables
 from lake.copying import algorithm
-from lake.digests import bytes_digest, merkle_root
+from lake.digests import merkle_root
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, NotFound, NothingToCommit, ObjectNotFound
 from lake.location import Location
@@ -115,14 +119,14 @@ def ingest_tiles(
     acquisition : str, optional
         Takes only its lines, or names it where the table does not.
     progress : callable(done, total), optional
-        Called twice a tile: when it is validated, and when it is stored.
+        Called once a tile: when it is validated and, if it is new, put.
     wait_s : float
         How long to wait for another writer of the archive.
 
     Raises
     ------
     BadInput, NotFound
-        The table is wrong, a file is missing, a tile is of another shape or type than declared: nothing is written.
+        The table is wrong, a file is missing, a tile is of another shape or type than declared: nothing lands.
     ConflictError
         A tile is in the archive with other bytes (it is named), or somebody else writes.
     """
@@ -132,27 +136,26 @@ def ingest_tiles(
     run.catch_up()
     records = read_tile_table(source.expanduser(), acquisition)
     name = _one_acquisition(records)
-    count = _Counter(progress, 2 * len(records))
-    head = repo.location_of(f"{ARCHIVE}@", _TABLE)
-    known = _known(head)
-    checks = dict(
-        zip(
-            [record.path for record in records],
-            _in_threads(lambda r: _validate(r, policy, count), records, threads),
-            strict=True,
-        )
-    )
-    _refuse_misfits(records, checks, policy)
-    fresh = _fresh(records, checks, known)
-    if not fresh:
+    count = _Counter(progress, len(records))
+    known = _known(repo.location_of(f"{ARCHIVE}@", _TABLE))
+    _check_known([record for record in records if record.path in known], known, policy, threads, count)
+    checked = {record.path for record in records if record.path in known}
+    if len(checked) == len(records):
         return IngestReport(name, None, 0, len(records), 0, 0, 0, {}, 0, monotonic() - began)
     with repo.session(ARCHIVE, owner=owner or "ingest", wait_s=wait_s) as session, _kept_on_interrupt(session):
         table = session.workspace(_TABLE)
         known = _known(table)
         if session.resumed:
             _drop_leftovers(session, known, {record.path for record in records})
-        fresh = _fresh(records, checks, known)
-        _store(session, fresh, checks, threads, count)
+        _check_known(
+            [record for record in records if record.path in known and record.path not in checked],
+            known,
+            policy,
+            threads,
+            count,
+        )
+        fresh = [record for record in records if record.path not in known]
+        checks = _store(session, fresh, policy, threads, count)
         rows, changed = judge(fresh, checks, known, name, policy, str(source))
         _write_rows(table, known, rows, changed)
         point("ingest.rows-written")
@@ -183,10 +186,14 @@ def _one_acquisition(records: Sequence[TileRecord]) -> str:
     return names[0]
 
 
-def _validate(record: TileRecord, policy: TilePolicy, count: "_Counter") -> TileCheck:
-    check = check_tile(_read(record), shape=record.shape, sha256=record.sha256, policy=policy)
-    count.step()
-    return check
+def _validate(record: TileRecord, data: bytes, policy: TilePolicy) -> TileCheck:
+    check = check_tile(data, shape=record.shape, sha256=record.sha256, policy=policy)
+    if check.misfit and policy.misfit == "refuse":
+        raise BadInput(
+            f"tile {record.file} (line {record.line}) {check.misfit}; nothing was ingested",
+            fix="correct the table or the file, or ingest with misfits quarantined",
+        )
+    return replace(check, fault=check.misfit) if check.misfit else check
 
 
 def _read(record: TileRecord) -> bytes:
@@ -198,76 +205,51 @@ def _read(record: TileRecord) -> bytes:
         ) from error
 
 
-def _refuse_misfits(records: Sequence[TileRecord], checks: dict[str, TileCheck], policy: TilePolicy) -> None:
-    for record in records:
-        check = checks[record.path]
-        if check.misfit and policy.misfit == "refuse":
-            raise BadInput(
-                f"tile {record.file} (line {record.line}) {check.misfit}; nothing was ingested",
-                fix="correct the table or the file, or ingest with misfits quarantined",
-            )
-        if check.misfit:
-            checks[record.path] = replace(check, fault=check.misfit)
+def _check_known(
+    records: Sequence[TileRecord], known: Mapping[str, Row], policy: TilePolicy, threads: int, count: "_Counter"
+) -> None:
+    """Pass what is archived with the same bytes; other bytes under a name are refused."""
 
-
-def _fresh(
-    records: Sequence[TileRecord], checks: Mapping[str, TileCheck], known: Mapping[str, Row]
-) -> list[TileRecord]:
-    """Leave out what is archived with the same bytes; other bytes under a name are refused."""
-    for record in records:
-        row = known.get(record.path)
-        if row is not None and row["sha256"] != checks[record.path].sha256:
+    def check(record: TileRecord) -> None:
+        found, row = _validate(record, _read(record), policy), known[record.path]
+        if row["sha256"] != found.sha256:
             raise ConflictError(
                 f"tile {record.path} is in the archive with other bytes: sha256 {row['sha256'][:12]}..., "
-                f"and {record.file} has {checks[record.path].sha256[:12]}...",
+                f"and {record.file} has {found.sha256[:12]}...",
                 fix="raw files are never overwritten: give a tile that was acquired again a file name of its own",
                 keys=[record.path],
             )
-    return [record for record in records if record.path not in known]
+        count.step()
+
+    _in_threads(check, records, threads)
 
 
 # -- storing ----------------------------------------------------------------------------------------------------------
 def _store(
-    session: Session, fresh: Sequence[TileRecord], checks: Mapping[str, TileCheck], threads: int, count: "_Counter"
-) -> None:
+    session: Session, fresh: Sequence[TileRecord], policy: TilePolicy, threads: int, count: "_Counter"
+) -> dict[str, TileCheck]:
+    """Validate tiles and put them; gives what each was found to be, by path."""
     lived = monotonic()
-    hashes = False  # whether the engine has shown that it takes the sha256 of what it stores: then nobody else need
 
-    def put(record: TileRecord) -> None:
-        nonlocal hashes
-        check = checks[record.path]
+    def put(record: TileRecord) -> TileCheck:
+        data = _read(record)
+        check = _validate(record, data, policy)
         if not (session.resumed and _stored(session, record, check)):
-            data = record.file if hashes else _unchanged(record, check)
             told = {"sha256": check.sha256}
-            stat = session.put(record.path, data, content_type=_content_type(record), metadata=told)
-            if algorithm(stat.checksum) == "sha256":
-                if stat.checksum != check.sha256:
-                    raise _changed(record)
-                hashes = True
+            session.put(record.path, data, content_type=_content_type(record), metadata=told)
             point("ingest.tile-stored")
         count.step()
+        return check
 
+    checks: dict[str, TileCheck] = {}
     # In lots, between which a long ingest gives its sign of life: a checkpoint is not to race with puts.
-    for lot in range(0, len(fresh), 1024):
-        _in_threads(put, fresh[lot : lot + 1024], threads)
+    for start in range(0, len(fresh), 1024):
+        lot = fresh[start : start + 1024]
+        checks |= zip((record.path for record in lot), _in_threads(put, lot, threads), strict=True)
         if monotonic() - lived > _SIGN_OF_LIFE_S:
             session.checkpoint()
             lived = monotonic()
-
-
-def _unchanged(record: TileRecord, check: TileCheck) -> bytes:
-    """Read a tile that was validated before."""
-    data = _read(record)
-    if bytes_digest(data) != check.sha256:
-        raise _changed(record)
-    return data
-
-
-def _changed(record: TileRecord) -> BadInput:
-    return BadInput(
-        f"tile {record.file} changed while it was ingested; nothing was ingested",
-        fix="ingest when the microscope has finished writing",
-    )
+    return checks
 
 
 def _stored(session: Session, record: TileRecord, check: TileCheck) -> bool:
@@ -293,6 +275,10 @@ def _kept_on_interrupt(session: Session) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         session.suspend()  # what is stored stays, and the next ingest goes on from it
+        raise
+    except (BadInput, NotFound, ConflictError):
+        if session.resumed:
+            session.suspend()  # what another ingest had stored is no worse for a wrong table of this one
         raise
 
 

@@ -29,6 +29,7 @@ BLOCK = 1 << 20
 FICLONE = 0x40049409  # linux/fs.h: share the extents of another file
 WORKERS = min(8, os.cpu_count() or 1)
 AHEAD = 16  # results that are computed before they are asked for, at most
+_SYNC_FILE_RANGE_WRITE = 2
 SYNC_EACH = 16  # up to this many files are synced one by one, more by one sync of the file system
 _FALLBACK_BOOT = secrets.token_hex(8)
 MARKER = "emlake.json"  # in the folder of every repository
@@ -152,6 +153,13 @@ def hash_file(path: str | Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def start_writing(fd: int, size: int) -> None:
+    """Let the disk begin with a large file at once, so that who syncs it later waits less; promises nothing."""
+    begin = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if size >= BLOCK and begin is not None:
+        begin(fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+
+
 def write_new(path: str | Path, data: bytes, mode: int = 0o444) -> int:
     """Write a new file and return its open descriptor, not yet synced."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -159,6 +167,7 @@ def write_new(path: str | Path, data: bytes, mode: int = 0o444) -> int:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+        start_writing(fd, len(data))
     except OSError:
         os.close(fd)
         os.unlink(path)
@@ -186,6 +195,7 @@ def copy_new(source: str | Path, path: str | Path, mode: int = 0o444) -> bytes:
                 left = buffer[:count]
                 while left:
                     left = left[os.write(fd, left) :]
+            start_writing(fd, size)
         except OSError:
             remove([str(path)])
             raise
