@@ -18,7 +18,6 @@ class Publish(Operation):
     """Round n publishes the candidate r<n+1>, which is there and judged."""
 
     once = True
-    longest_s = 0.8
 
     def round(self, repo: Repository, number: int) -> None:
         publish(repo, f"r{number + 1}", user="ann")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lake.testing.crash import load, moments, on_a_server
+from lake.testing.crash import moments, on_a_server, run, working
 from releases.setup import init
 
 TABLE = Path(__file__).with_name("crash_table.py")
@@ -25,7 +25,8 @@ def repo(lakefs_mortal):
 @pytest.mark.parametrize("count", KILLS)
 def test_a_publication_that_is_killed_happened_or_did_not(lakefs_mortal, repo, make, count, victim):
     killing = {"kill": lakefs_mortal.kill, "restart": lakefs_mortal.restart} if victim == "server" else {}
-    longest = load(TABLE)["publish"].longest_s
-    for number, moment in enumerate(moments(random.Random(1 if count == 1 else time.time_ns()), count, longest)):
+    make("r1")
+    longest = run(working(TABLE, "publish", repo.location)).lasted_s  # on this machine, with this server
+    for number, moment in enumerate(moments(random.Random(1 if count == 1 else time.time_ns()), count, longest), 1):
         make(f"r{number + 1}")
         print(on_a_server(TABLE, "publish", repo.location, moment, first=number, **killing))
