@@ -39,7 +39,7 @@ class Writer:
     def __init__(self, repo, name):
         self.repo, self.name = repo, name
         self.side, self.label = f"side-{name}", f"tag-{name}"
-        self.held = {}
+        self.held, self.values = {}, {}
         for branch in (name, self.side):
             repo.create_branch(branch, "main")
 
@@ -48,8 +48,10 @@ class Writer:
             getattr(self, kind)(key, data, flag)
 
     def note(self, commit):
-        # Under the commit's own id: what it holds now it must hold as long as anything reaches it.
-        self.held[commit] = content(self.repo, commit)
+        # Under the commit's own id: what it holds now it must hold as long as anything reaches it. Equal values are
+        # kept once: ten minutes make tens of thousands of commits.
+        held = content(self.repo, commit)
+        self.held[commit] = {key: self.values.setdefault(value, value) for key, value in held.items()}
 
     def save(self, key, data, on_side):
         branch = self.side if on_side else self.name
