@@ -331,6 +331,17 @@ def begun_runs(objects: Objects) -> list[str]:
     return [run_id for run_id in begun if run_id not in ended]
 
 
+def recorded_run(objects: Objects, base: Objects, pipeline: str) -> dict[str, Any] | None:
+    """Read the run of a pipeline whose record is whole in a session and not in the tree that it began from, if any."""
+    known = {stat.key for stat in base.list(RUNS)}
+    for stat in objects.list(RUNS):
+        if stat.key.endswith("/run.json") and stat.key not in known:
+            run = read_json(objects, stat.key)
+            if run is not None and (run["pipeline"], run["state"]) == (pipeline, "complete"):
+                return run
+    return None
+
+
 def read_json(objects: Objects, key: str) -> dict[str, Any] | None:
     """Read a JSON object, or None if there is none."""
     try:

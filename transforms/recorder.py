@@ -255,12 +255,18 @@ class Recorder:
         session.put(f"{folder}inputs.parquet", book.inputs_parquet(self._inputs.items()))
         run = self.run_json("complete")
         session.put(f"{folder}run.json", canonical_json(run), content_type="application/json")
-        keep = {f"{folder}{name}" for name in ("blocks.parquet", "inputs.parquet", "run.json")}
-        session.delete([stat.key for stat in session.list(folder) if stat.key not in keep])
-        point("run.recorded")
-        computed = sum(report.computed for report in self.reports)
-        message = f"run {self._pipeline}: {computed} of {len(records)} blocks computed"
-        return session.commit(message, {"run_id": self.run_id, "merkle_root": str(run["merkle_root"])})
+        return land_recorded(session, run)
+
+
+def land_recorded(session: Session, run: Mapping[str, Any]) -> CommitId:
+    """Land a run whose record lies in the session, as one commit, without what only served to go on with it."""
+    folder = book.run_folder(run["run_id"])
+    keep = {f"{folder}{name}" for name in ("blocks.parquet", "inputs.parquet", "run.json")}
+    session.delete([stat.key for stat in session.list(folder) if stat.key not in keep])
+    point("run.recorded")
+    computed, blocks = (sum(stage[name] for stage in run["stages"]) for name in ("computed", "blocks"))
+    message = f"run {run['pipeline']}: {computed} of {blocks} blocks computed"
+    return session.commit(message, {"run_id": run["run_id"], "merkle_root": str(run["merkle_root"])})
 
 
 def price_of_cpu_hour(tree: Tree) -> float:

@@ -40,7 +40,7 @@ from transforms.ledger import Ledger, Record
 from transforms.model_store import as_resolved, find_models
 from transforms.pipeline import Pipeline, load_pipeline, resolve
 from transforms.planner import Planner, grid_of
-from transforms.recorder import Recorder, StageReport, new_run_id
+from transforms.recorder import Recorder, StageReport, land_recorded, new_run_id
 from transforms.reuse import Elsewhere
 from transforms.stage_run import Progress, StageRun
 from transforms.tree import Archive, Tree
@@ -156,6 +156,17 @@ def _open(
     session = repo.session(branch, owner=who, resume=not fresh)
     if not session.resumed:
         return session, None
+    recorded = book.recorded_run(session, Tree(repo, session.base), pipeline.name)
+    if recorded is not None:
+        # There was no room, or a kill came, between its record and its commit: it lacks nothing else.
+        try:
+            commit = land_recorded(session, recorded)
+        except BaseException as error:
+            _put_aside(session, error, worth_keeping=True)
+            raise
+        index_run(repo, recorded["run_id"], commit)
+        _log.warning("run %s was complete and had not landed; it has now, as %s", recorded["run_id"], commit)
+        return repo.session(branch, owner=who, resume=False), None
     names = {step.stage for step in pipeline.steps}
     for run_id in reversed(book.begun_runs(session)):
         folders = {s.key.split("/")[3] for s in session.list(f"{book.run_folder(run_id)}blocks/")}

@@ -4,6 +4,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def finished_blocks(repo):
     return len({key for key in keys if "/blocks/" in key})
 
 
+def is_recorded(folder):
+    """Tell whether the session that a killed run left holds the whole record of a run."""
+    with closing(lake.open(folder)) as repo:
+        known = {stat.key for stat in repo.list("work", "_runs/")}
+        found = {stat.key for branch in repo.branches("session-") for stat in repo.list(branch, "_runs/")}
+    return any(key.endswith("/run.json") for key in found - known)
+
+
+def test_a_run_that_was_killed_after_its_record_was_made_is_landed_as_it_is(case, tmp_path):
+    folder, ended = killed_at(case, tmp_path, "run.recorded")
+    assert ended.killed
+    assert is_recorded(folder)
+    report, _ = go_on(case, folder)
+    assert report.state == "unchanged"
+    assert sum(stage.computed for stage in report.stages) == 0
+
+
 def go_on(case, folder, *, opened=True):
     """Run again after a kill; give the report and how many blocks the killed run had finished.
 
@@ -116,9 +134,12 @@ def killed_at(case, tmp_path, point, executor="serial"):
 def check_killed_at(case, tmp_path, point):
     folder, ended = killed_at(case, tmp_path, point)
     assert ended.killed
+    recorded = is_recorded(folder)
     report, before = go_on(case, folder)
-    if point.startswith("run.landed"):
+    if point.startswith("run.landed") or recorded:
+        # What lacked only its landing is landed; nothing is computed again.
         assert report.state == "unchanged"
+        assert sum(stage.computed for stage in report.stages) == 0
     else:
         assert report.state == "complete"
         assert report.taken_over == before
