@@ -155,8 +155,10 @@ def hash_file(path: str | Path) -> bytes:
 
 def start_writing(fd: int, size: int) -> None:
     """Let the disk begin with a large file at once, so that who syncs it later waits less; promises nothing."""
+    if size < BLOCK:
+        return
     begin = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if size >= BLOCK and begin is not None:
+    if begin is not None:
         begin(fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
