@@ -23,7 +23,7 @@ from pathlib import Path
 import lake
 from lake.clone_plan import LANE, Plan, make_plan, public_heads
 from lake.clones import Importer, Importing, Move, PlainImporter
-from lake.copying import Copier, Count, compare, stats_of
+from lake.copying import Copier, Count, compare, same_place, stats_of
 from lake.durable import point
 from lake.errors import BadInput, ConflictError, RepositoryNotFound
 from lake.locks import Lock, read_lock, remove_branch
@@ -117,7 +117,7 @@ def clone(
     """
     where = str(destination)
     dest = _open(where)
-    if dest is not None and _same_place(dest.location, source.location):
+    if dest is not None and same_place(dest.location, source.location):
         raise BadInput(f"{where} is the source itself", fix="give another destination")
     if dest is None and _is_within(where, source):
         raise BadInput(f"{where} is inside the source, {source.location}", fix="give a folder outside it")
@@ -143,13 +143,6 @@ def clone(
     finally:
         if dest is not None:
             dest.close()
-
-
-def _same_place(left: str, right: str) -> bool:
-    """Tell whether two locations are one, be it by a link."""
-    if any(place.startswith(lake.SERVER_SCHEME) for place in (left, right)):
-        return left == right
-    return Path(left).samefile(right)
 
 
 def _is_within(where: str, source: Repository) -> bool:

@@ -30,6 +30,13 @@ _CHUNK = 1 << 20
 Identity = tuple[int, str, str, tuple[tuple[str, str], ...]]
 
 
+def same_place(left: str, right: str) -> bool:
+    """Tell whether two locations are one, be it by a link."""
+    if any(place.startswith(lake.SERVER_SCHEME) for place in (left, right)):
+        return left == right
+    return Path(left).samefile(right)
+
+
 @dataclass(slots=True)
 class Count:
     """What was copied, or would be."""

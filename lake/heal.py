@@ -9,10 +9,9 @@ file is never replaced. Then a scrub reads it back, and records it.
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lake.clones import origins
-from lake.copying import bytes_of
+from lake.copying import bytes_of, same_place
 from lake.errors import BadInput, CorruptObject, LakeError, NotFound, ServerUnreachable
 from lake.integrity import CannotHeal, ContentAddressed, Fault, Offer
 from lake.repository import CommitId, Progress, Repository
@@ -83,7 +82,7 @@ def heal(
     """
     inspectable = check_budget(repo, budget)
     inspector = inspectable.inspector()
-    if _is_same(repo, source):
+    if same_place(repo.location, source.location):
         raise BadInput(f"{source.location} is the repository itself", fix="name a copy or a clone of it")
     tried: dict[FaultId, tuple[Fault, str]] = {}
     report = checked = examine(repo, inspector, budget, progress)
@@ -107,11 +106,6 @@ def heal(
         inspector = inspectable.inspector()
         report = examine(repo, inspector, budget if deeper else 1, progress, again=report)
         checked = report if deeper else checked
-
-
-def _is_same(repo: Repository, source: Repository) -> bool:
-    here, there = Path(repo.location), Path(source.location)
-    return repo.location == source.location or (here.exists() and there.exists() and here.samefile(there))
 
 
 def _healable(faults: Sequence[Fault]) -> list[Fault]:

@@ -165,8 +165,9 @@ class _Run:
         self.parts = [*self.inspector.structure(self.progress), *check_units(self.repo, self.progress)]
         self.faults += [fault for part in self.parts for fault in part.faults]
         if torn := sum(fault.kind == "manifest" for fault in self.faults):
-            told = "1 manifest" if torn == 1 else f"{torn} manifests"
-            self._note(f"{told} cannot be read: other damage may hit more commits and releases than it names")
+            self._note(
+                f"{counted(torn, 'manifest')} cannot be read: other damage may hit more commits and releases than it names"
+            )
         self.inventory = self.inspector.inventory()
         self.memory = record.recall(self.repo, self.inspector.place) if self._may_write() else Memory()
         if self.memory.trouble:
