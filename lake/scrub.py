@@ -165,9 +165,8 @@ class _Run:
         self.parts = [*self.inspector.structure(self.progress), *check_units(self.repo, self.progress)]
         self.faults += [fault for part in self.parts for fault in part.faults]
         if torn := sum(fault.kind == "manifest" for fault in self.faults):
-            self._note(
-                f"{counted(torn, 'manifest')} cannot be read: other damage may hit more commits and releases than it names"
-            )
+            told = counted(torn, "manifest")
+            self._note(f"{told} cannot be read: other damage may hit more commits and releases than it names")
         self.inventory = self.inspector.inventory()
         self.memory = record.recall(self.repo, self.inspector.place) if self._may_write() else Memory()
         if self.memory.trouble:
