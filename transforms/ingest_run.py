@@ -17,7 +17,7 @@ from lake.session import Session
 from transforms import ledger as book
 from transforms.fingerprint import runtime
 from transforms.index import index_run, reindex
-from transforms.recorder import code_version, new_run_id, price_of_cpu_hour
+from transforms.recorder import code_version, new_run_id, price_of_cpu_hour, put_record
 from transforms.tree import Tree
 
 PIPELINE = "ingest"
@@ -83,10 +83,7 @@ class IngestRun:
             "code": code_version(), "input_commit": session.base, "archive_commit": None,
             "started": stage["started"], "finished": stage["finished"], "merkle_root": root, "stages": [stage],
         }  # fmt: skip
-        folder = book.run_folder(self.run_id)
-        session.put(f"{folder}blocks.parquet", book.blocks_parquet([]))
-        session.put(f"{folder}inputs.parquet", book.inputs_parquet([]))
-        session.put(f"{folder}run.json", canonical_json(run), content_type="application/json")
+        put_record(session, run)
         point("ingest.recorded")
         return {"run_id": self.run_id, "merkle_root": root}
 

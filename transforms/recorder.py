@@ -247,15 +247,25 @@ class Recorder:
 
     def land(self, session: Session) -> CommitId:
         """Turn the record into the run's folder and land everything as one commit."""
-        folder = book.run_folder(self.run_id)
         records = [record for stage in self._records.values() for record in stage]
         own = set(self._inputs)
         told = [record if record.id in own else book.as_unchanged(record) for record in records]
-        session.put(f"{folder}blocks.parquet", book.blocks_parquet(told))
-        session.put(f"{folder}inputs.parquet", book.inputs_parquet(self._inputs.items()))
         run = self.run_json("complete")
-        session.put(f"{folder}run.json", canonical_json(run), content_type="application/json")
+        put_record(session, run, told, self._inputs.items())
         return land_recorded(session, run)
+
+
+def put_record(
+    session: Session,
+    run: Mapping[str, Any],
+    blocks: Iterable[Record] = (),
+    inputs: Iterable[tuple[str, Iterable[InputRef]]] = (),
+) -> None:
+    """Put the three files that remain of a run into its session; `run.json` last, since with it the record is whole."""
+    folder = book.run_folder(run["run_id"])
+    session.put(f"{folder}blocks.parquet", book.blocks_parquet(blocks))
+    session.put(f"{folder}inputs.parquet", book.inputs_parquet(inputs))
+    session.put(f"{folder}run.json", canonical_json(run), content_type="application/json")
 
 
 def land_recorded(session: Session, run: Mapping[str, Any]) -> CommitId:
