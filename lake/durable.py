@@ -1,4 +1,4 @@
-"""Named points between durable steps, where a crash test kills the process.
+"""Durable steps, and the named points between them where a crash test kills the process.
 
 `EMLAKE_KILL_AT=name` or `name:n` (the n-th pass, from 1) makes the process kill itself with SIGKILL there: nothing is
 flushed, no handler runs. `EMLAKE_KILL_AT=>path` kills nobody and appends the names that are passed to a file, so that a
@@ -7,8 +7,18 @@ crash test can find all there are. Without the variable a point costs one dictio
 
 import os
 import signal
+from pathlib import Path
 
 _passes: dict[str, int] = {}
+
+
+def sync_path(path: str | Path) -> None:
+    """Put a file's or folder's content on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def point(name: str) -> None:

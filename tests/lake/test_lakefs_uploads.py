@@ -14,7 +14,7 @@ import pytest
 
 import lake
 from lake import server
-from lake.engines.lakefs import inspection, local_store
+from lake.engines.lakefs import address, inspection, local_store
 from lake.engines.lakefs.uploads import LARGE
 from lake.errors import CorruptObject, NoRoom, ProtectedBranch, RefNotFound, ServerUnreachable, StorageError
 from lake.testing.server import program
@@ -133,7 +133,7 @@ def test_files_of_another_user_are_left_to_the_server(lakefs_repo):
 
 
 def test_a_server_that_is_not_on_this_machine_gets_all_over_rest(lakefs_repo, monkeypatch):
-    monkeypatch.setattr(local_store, "_LOOPBACK", frozenset())
+    monkeypatch.setattr(address, "_LOOPBACK", frozenset())
     for _ in range(2):
         assert "," not in file_of(lakefs_repo.put("main", "a", DATA)).name
 

@@ -20,6 +20,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
+from lake.durable import sync_path
 from lake.engines.embedded.sharing import open_shared
 from lake.errors import CorruptObject, LakeError, NotAuthorized, StorageError
 from lake.room import NO_ROOM, TRANSACTION, code_of, no_room
@@ -233,15 +234,6 @@ def remove(paths: Iterable[str]) -> None:
 
 
 # -- durability -------------------------------------------------------------------------------------------------------
-def sync_path(path: str | Path) -> None:
-    """Put a file's or folder's content on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def boot_id() -> str:
     """Name the time since the machine started: what was not synced in an earlier one may be torn."""
     # A system that does not name its boots has every process believe its own files only.

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lake.durable import point
+from lake.durable import point, sync_path
 from lake.engines.embedded.copies import Copy
 from lake.engines.embedded.engine import Engine
-from lake.engines.embedded.files import copy_new, flocked, hash_file, is_sealed, remove, seal, sync_path, write_new
+from lake.engines.embedded.files import copy_new, flocked, hash_file, is_sealed, remove, seal, write_new
 from lake.engines.embedded.history import commit_id
 from lake.engines.embedded.store import Store
 from lake.integrity import CannotHeal, Offer

@@ -6,10 +6,9 @@ import stat
 import tempfile
 from pathlib import Path
 
-from lake.durable import point
+from lake.durable import point, sync_path
 from lake.engines.embedded.database import Database
 from lake.engines.embedded.files import MARKER as MARKER
-from lake.engines.embedded.files import sync_path
 from lake.engines.embedded.history import add_commit, commit_body, new_token
 from lake.engines.embedded.mounts import check_file_system
 from lake.engines.embedded.scratch import Scratch

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lake.durable import point
+from lake.durable import point, sync_path
 from lake.engines.embedded.files import (
     SMALL,
     clone,
@@ -32,7 +32,6 @@ from lake.engines.embedded.files import (
     seal,
     seal_if_ours,
     sync_files,
-    sync_path,
     write_new,
 )
 from lake.engines.embedded.scratch import Scratch

@@ -46,6 +46,11 @@ class Address:
         return f"lakefs://{self.netloc}/{self.name}"
 
     @property
+    def on_loopback(self) -> bool:
+        """Whether the server is on this machine, or is reached through something that is."""
+        return self.host.lower() in _LOOPBACK
+
+    @property
     def netloc(self) -> str:
         """`host:port`, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

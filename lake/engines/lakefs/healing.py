@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lake.durable import point
+from lake.durable import point, sync_path
 from lake.engines.lakefs.checksums import fits
 from lake.integrity import CannotHeal, Offer
 
@@ -37,7 +37,7 @@ def replace_file(path: Path, size: int, sha256: str | None, checksum: str, offer
                 point("heal.written")
                 os.replace(fresh, path)
                 point("heal.replaced")
-                _sync(path.parent)
+                sync_path(path.parent)
                 return True
             finally:
                 fresh.unlink(missing_ok=True)
@@ -77,11 +77,3 @@ def _as_its_like(fresh: Path, path: Path) -> None:
     if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
         os.chown(fresh, like.st_uid, like.st_gid)
     os.chmod(fresh, like.st_mode & 0o777 if there else 0o644)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,7 +5,7 @@ What protects what:
 - the bytes of an object: the sha256 that a release, the table of tiles or an earlier scrub recorded; else the server's
   checksum (`checksums`). Where that is no md5 of the whole, the sha256 seen is recorded and holds from the next run on;
 - a commit: its id is the sha256 of what it says, and is computed again;
-- trees: the files of its ranges, where its store lies on this machine (`store`), and the copies in its cache. The
+- trees: the files of its ranges, where its store lies on this machine (`tree_files`), and the copies in its cache. The
   server itself takes a range that it cannot read for an empty one and says nothing. Elsewhere that is noticed where a
   commit has another tree than its parent and is said to change nothing.
 
@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from lake.engines.lakefs import known
+from lake.engines.lakefs import known, local_store
 from lake.engines.lakefs.checksums import SMALLEST_PART, fits
 from lake.engines.lakefs.healing import replace_file
 from lake.engines.lakefs.identity import identity_of
 from lake.engines.lakefs.references import COMMIT_FIELDS, References, commit_from
-from lake.engines.lakefs.store import RESTORE_RANGE, LocalStore
+from lake.engines.lakefs.tree_files import RESTORE_RANGE, TreeFiles
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import OF_THE_MACHINE, CorruptObject, LakeError, NotFound, ServerUnreachable
 from lake.integrity import CannotHeal, Fault, Inventory, Offer, Part
@@ -44,7 +44,6 @@ _PIECE = 8 << 20
 _SKEW_S = 3  # a commit dated further ahead is none of this moment
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
 _XID = re.compile(r"([0-9a-v]{20})(,.*)?")
-_LOCAL = re.compile(r"local://(/.+)/data/[^/]+/[^/]+")
 RESTORE = (
     "restore the object's file in the server's block store (on its machine `emlake scrub --heal-from LOCATION` does "
     "it from a copy or a clone), or revert to a commit without it"
@@ -207,20 +206,20 @@ class ServerInspector:
     # -- the store on this machine ------------------------------------------------------------------------------------
     def _check_tables(self) -> tuple[int, int, list[Fault]]:
         """Check the files of ranges and metaranges, and the server's cached copies, where they lie on this machine."""
-        store = self._store()
+        store = self._tree_files()
         return (0, 0, []) if store is None else store.check()
 
-    def _store(self) -> LocalStore | None:
+    def _tree_files(self) -> TreeFiles | None:
         folder = self._store_folder()
-        return None if folder is None else LocalStore(folder, {*self._trees.values()} - {""})
+        return None if folder is None else TreeFiles(folder, {*self._trees.values()} - {""})
 
     def _store_folder(self) -> Path | None:
         """Give the folder of the repository's block store if it lies on this machine."""
-        if not re.match(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", self._wire.address.origin):
+        if not self._wire.address.on_loopback:
             return None
         for content in self._contents.values():
-            if match := _LOCAL.fullmatch(content.address):
-                folder = Path(match[1])
+            if place := local_store.place_of(content.address):
+                folder, _ = place
                 return folder if (folder / "_lakefs").is_dir() else None
         return None
 
@@ -318,7 +317,7 @@ class ServerInspector:
         if fault.kind in {"object", "staged"}:
             found = self._holding(self._contents[fault.name])
         elif fault.kind == "manifest":
-            store = self._store()
+            store = self._tree_files()
             fault, trees = (fault, set[str]()) if store is None else store.told(fault)
             found = {commit for commit, tree in self._trees.items() if tree in {fault.name, *trees}}
         elif fault.kind == "commit":

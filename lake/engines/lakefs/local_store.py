@@ -33,7 +33,6 @@ from lake.errors import LakeError, StorageError
 from lake.repository import Metadata, ObjectStat
 from lake.room import Room
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _SCHEME = "local://"
 _PLACE = re.compile(r"local://(?P<root>/.+)/(?P<name>data/[^/]+/[^/]+)")
 _COMPARED = 1 << 20
@@ -65,16 +64,17 @@ class LocalStore:
         path, query = f"/branches/{segment(branch)}/staging/backing", {"path": key}
         given = wire.read(wire.send("GET", path, query, doing=doing), fields=("physical_address",), doing=doing)
         address = str(given["physical_address"])
-        place = _PLACE.fullmatch(address)
-        if place is None or Path(place["root"]) != self.root:
+        place = place_of(address)
+        if place is None or place[0] != self.root:
             return None
         point("put.place-given")
-        file = self.root / place["name"]
+        _, name = place
+        file = self.root / name
         checksum = self._copy(data, size, file, doing)
         point("put.bytes-placed")
         told = {
             # The namespace's form: the server checks its signature, and the object moves with the store.
-            "staging": {"physical_address": f"{self.namespace}/{place['name']}"},
+            "staging": {"physical_address": f"{self.namespace}/{name}"},
             "checksum": checksum,
             "size_bytes": size,
             "content_type": content_type,
@@ -107,6 +107,12 @@ class LocalStore:
             ) from error
 
 
+def place_of(address: str) -> tuple[Path, str] | None:
+    """Split the address of an object in a local store: the folder of its repository, and its name below that."""
+    match = _PLACE.fullmatch(address)
+    return None if match is None else (Path(match["root"]), match["name"])
+
+
 def find(wire: Wire, stat: ObjectStat, data: bytes | Path) -> LocalStore | None:
     """Give the store that an object has just been uploaded into, if it is a folder that is as good as ours.
 
@@ -115,11 +121,11 @@ def find(wire: Wire, stat: ObjectStat, data: bytes | Path) -> LocalStore | None:
     stat : ObjectStat
         What the server says of the object; `data` is what it was made of.
     """
-    place = _PLACE.fullmatch(stat.address)
-    if wire.address.host not in _LOOPBACK or place is None:
+    place = place_of(stat.address)
+    if not wire.address.on_loopback or place is None:
         return None
-    root = Path(place["root"])
-    file = root / place["name"]
+    root, within = place
+    file = root / within
     try:
         about = file.stat()
         # Of another user's files the server might not be able to read ours, nor write beside them.

@@ -18,8 +18,8 @@ _RESTART = "stop the server, remove that file, and start it again"
 _DIGITS = 64
 
 
-class LocalStore:
-    """The block store of one repository.
+class TreeFiles:
+    """The files of one repository in the block store.
 
     Parameters
     ----------
