@@ -1,9 +1,12 @@
 """Bit rot: change stored bytes as a failing disk does, behind everybody's back."""
 
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+
+from lake.engines.embedded import EmbeddedRepository
 
 
 def flip(path: str | Path, at: int = 0, bit: int = 0) -> None:
@@ -35,3 +38,23 @@ def used_bytes(database: bytes) -> Iterator[int]:
         end = head + (12 if kind in {2, 5} else 8) + 2 * cells
         yield from range(start, end)
         yield from range(start + (content or 65536), start + size)
+
+
+def write_each_kind(repo: EmbeddedRepository, large: bytes) -> None:
+    """Fill a new repository so that it has a file of each kind: commits on branch `work`, and something staged there."""
+    repo.create_branch("work", "main")
+    repo.put("work", "small", b"a few bytes")
+    repo.put("work", "v/large", large)
+    repo.put("work", "v/typed", b"text", content_type="text/plain", metadata={"by": "me"})
+    repo.commit("work", "one", {"why": "test"})
+    repo.location_of("work", "v/")  # a view, made of links
+    repo.workspace("work", "")  # a workspace; small files are copies
+    repo.put("work", "staged", b"staged bytes")
+    copied = next((repo.root / "views").glob("*/*/v/typed"))
+    shutil.copy2(copied, f"{copied}.tmp")
+    os.replace(f"{copied}.tmp", copied)  # as where links cannot be made
+
+
+def files(repo: EmbeddedRepository, pattern: str) -> list[Path]:
+    """List the files of a repository that match a pattern and are not empty, sorted."""
+    return sorted(path for path in repo.root.glob(pattern) if path.is_file() and path.stat().st_size)

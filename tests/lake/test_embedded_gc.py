@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sqlite3
 import threading
-from datetime import datetime
 
 import pytest
 
@@ -14,6 +13,7 @@ import lake.engines.embedded.gc
 from lake.engines.embedded import commits
 from lake.engines.embedded.gc import FORGOTTEN, LEFTOVERS, UNREFERENCED, VIEWS
 from lake.errors import ConflictError, CorruptObject, RefNotFound
+from lake.testing.clocks import Ahead
 from lake.testing.crash import check_whole, content
 
 BIG = bytes(range(256)) * 400  # 100 KiB: shown as a link
@@ -95,11 +95,6 @@ def test_a_new_commit_has_its_grace_period_whoever_gave_it_up(repo, monkeypatch)
 def test_what_a_wrong_clock_dated_in_the_future_grows_old_from_when_a_collector_meets_it(repo, monkeypatch):
     """One commit of 2036 dates all that is made upon it after itself, so the whole line used to stay until then."""
     now = lake.engines.embedded.gc.time.time()
-
-    class Ahead(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime(2036, 1, 1, tzinfo=tz)
 
     with monkeypatch.context() as wrong:
         wrong.setattr("lake.engines.embedded.history.datetime", Ahead)

@@ -14,7 +14,7 @@ from lake.errors import BadInput
 from lake.heal import heal
 from lake.scrub import scrub
 from lake.testing.crash import python, run
-from lake.testing.rot import flip
+from lake.testing.rot import files, flip, write_each_kind
 
 LARGE = os.urandom(100_000)
 
@@ -24,17 +24,7 @@ def repo(tmp_path):
     """A repository with at least one file of each kind."""
     repo = lake.create(tmp_path / "repo")
     repo.create_branch("ops", "main")
-    repo.create_branch("work", "main")
-    repo.put("work", "small", b"a few bytes")
-    repo.put("work", "v/large", LARGE)
-    repo.put("work", "v/typed", b"text", content_type="text/plain", metadata={"by": "me"})
-    repo.commit("work", "one", {"why": "test"})
-    repo.location_of("work", "v/")
-    repo.workspace("work", "")
-    repo.put("work", "staged", b"staged bytes")
-    copied = next((repo.root / "views").glob("*/*/v/typed"))
-    shutil.copy2(copied, f"{copied}.tmp")
-    os.replace(f"{copied}.tmp", copied)  # as where links cannot be made
+    write_each_kind(repo, LARGE)
     yield repo
     repo.close()
 
@@ -45,10 +35,6 @@ def copy(repo, tmp_path):
     shutil.copytree(repo.root, tmp_path / "copy")
     with closing(lake.open(tmp_path / "copy")) as there:
         yield there
-
-
-def files(repo, pattern):
-    return sorted(path for path in repo.root.glob(pattern) if path.is_file() and path.stat().st_size)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lake.errors import BadInput, CorruptObject
 from lake.integrity import Inventory
 from lake.scrub import scrub
 from lake.scrub_record import recall
+from lake.testing.clocks import Ahead
 from lake.testing.crash import python, run
 from lake.testing.example import write_example
 from lake.testing.memory import MemoryRepository
@@ -306,11 +307,6 @@ def test_regions_that_touch_and_are_of_one_age_become_one():
 
 def test_what_a_scrub_finds_after_one_whose_clock_was_ahead_is_what_is_remembered(repo, monkeypatch):
     """A scrub dated 2036 used to hide, until then, everything that later ones checked and found."""
-
-    class Ahead(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime(2036, 1, 1, tzinfo=tz)
 
     with monkeypatch.context() as wrong:
         wrong.setattr("lake.scrub.datetime", Ahead)

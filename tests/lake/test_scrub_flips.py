@@ -18,36 +18,22 @@ from lake.engines.embedded.store import Store
 from lake.engines.embedded.wal import fault_in
 from lake.errors import LakeError
 from lake.scrub import scrub
-from lake.testing.rot import flip, used_bytes
+from lake.testing.rot import files, flip, used_bytes, write_each_kind
 
 
 @pytest.fixture
 def repo(tmp_path):
     """A repository with at least one file of each kind."""
     repo = lake.create(tmp_path / "repo")
-    repo.create_branch("work", "main")
-    repo.put("work", "small", b"a few bytes")
-    repo.put("work", "v/large", os.urandom(100_000))
-    repo.put("work", "v/typed", b"text", content_type="text/plain", metadata={"by": "me"})
-    repo.commit("work", "one", {"why": "test"})
-    repo.location_of("work", "v/")  # a view, made of links
-    repo.workspace("work", "")  # a workspace; small files are copies
+    write_each_kind(repo, os.urandom(100_000))
     repo.create_tag("t1", "work")
     repo.protect("main")
-    repo.put("work", "staged", b"staged bytes")
-    copied = next((repo.root / "views").glob("*/*/v/typed"))
-    shutil.copy2(copied, f"{copied}.tmp")
-    os.replace(f"{copied}.tmp", copied)  # as where links cannot be made
     yield repo
     repo.close()
 
 
 def kinds(report):
     return sorted({fault.kind for fault in report.faults})
-
-
-def files(repo, pattern):
-    return sorted(path for path in repo.root.glob(pattern) if path.is_file() and path.stat().st_size)
 
 
 @pytest.mark.parametrize(
