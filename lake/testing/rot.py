@@ -41,7 +41,7 @@ def used_bytes(database: bytes) -> Iterator[int]:
 
 
 def write_each_kind(repo: EmbeddedRepository, large: bytes) -> None:
-    """Fill a new repository so that it has a file of each kind: commits on branch `work`, and something staged there."""
+    """Fill a new repository so that it has a file of each kind: a commit on branch `work`, and something staged."""
     repo.create_branch("work", "main")
     repo.put("work", "small", b"a few bytes")
     repo.put("work", "v/large", large)
