@@ -1,5 +1,7 @@
+import importlib.metadata
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -92,6 +94,17 @@ def test_a_device_that_is_not_there_is_refused_by_name(tmp_path, stripes):
     with pytest.raises(BadInput, match="cuda:77"):
         train(CONFIG, tmp_path / "model", source=stripes, device="cuda:77")
     assert not (tmp_path / "model").exists()
+
+
+def test_what_the_card_needs_is_looked_up_before_hours_of_training(tmp_path, stripes, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    steps = []
+    with pytest.raises(PackageNotFoundError):
+        train(CONFIG, tmp_path / "model", source=stripes, progress=lambda *told: steps.append(told))
+    assert steps == []
 
 
 @pytest.mark.slow

@@ -192,6 +192,7 @@ class _Run:
     def __init__(self, config: TrainConfig, folder: Path, device: torch.device) -> None:
         self.config, self.folder, self.device, self.step, self.seconds = config, folder, device, 0, 0.0
         self.losses: list[float] = []
+        self.code = _versions() | {"device": device.type}
         outputs = len(NEAREST + FAR) if config.kind == "affinity" else config.architecture.outputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -277,7 +278,7 @@ class _Run:
             "multiply_adds_per_voxel": round(multiply_adds(net, block) / float(np.prod(block)), 1),
             "metrics": {"loss": round(float(np.mean(self.losses[-20:])), 5)},
             "seconds": {"training": round(self.seconds)},
-            "code": _versions() | {"device": self.device.type},
+            "code": self.code,
         }
         _replace(self.folder / CARD, json.dumps(card, indent=2).encode() + b"\n")
 
