@@ -109,6 +109,27 @@ class GateContract:
         picked = save(repo, "stray", {GATE_KEY: None, "tables/t/part": b"1"})
         refused(repo, ONLY_RELEASES, lambda: repo.cherry_pick("main", picked, metadata={"release": "r1"}))
 
+    def test_a_revert_that_a_server_gets_wrong_passes_the_gate_all_the_same(self, repo: Repository) -> None:
+        # A lakeFS 1.84 server, left to itself, takes `b` for the `c` that is undone (see `contract_merge`).
+        save(repo, "main", {"a": b"1"})
+        first = save(repo, "main", {"c": b"same"})
+        save(repo, "main", {"b": b"same"})
+        lay_gate(repo)
+        repo.protect("main")
+        head, held = repo.resolve("main"), tree(repo, "main")
+        made = repo.commit_info(repo.revert("main", first, message="undo", metadata={"rollback_of": first}))
+        assert tree(repo, "main") == {key: data for key, data in held.items() if key != "c"}
+        assert (made.parents, made.message, made.metadata) == ((head,), "undo", {"rollback_of": first})
+
+    def test_a_cherry_pick_that_a_server_gets_wrong_does_not_get_past_the_gate(self, repo: Repository) -> None:
+        save(repo, "main", {"b": b"same", "c": b"same"})
+        gone = save(repo, "main", {"b": None})
+        lay_gate(repo)
+        repo.create_branch("stray", "main")
+        picked = save(repo, "stray", {GATE_KEY: None, "c": None})
+        repo.revert("main", gone)
+        refused(repo, ONLY_RELEASES, lambda: repo.cherry_pick("main", picked))
+
     def test_a_commit_on_main_is_refused_and_stays_staged(self, repo: Repository) -> None:
         lay_gate(repo)
         refused(repo, ONLY_RELEASES, lambda: repo.commit("main", "nothing"))

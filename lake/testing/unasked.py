@@ -30,6 +30,12 @@ def merge(repo: Repository, source: str, message: str, metadata: Metadata = NO_M
     )
 
 
-def cherry_pick(repo: EmbeddedRepository, ref: str, metadata: Metadata) -> CommitId:
-    """Bring what commit `ref` changed into main."""
+def cherry_pick(repo: Repository, ref: str, metadata: Metadata = NO_METADATA) -> CommitId:
+    """Bring what commit `ref` changed into main, and raise only what the server says."""
+    if isinstance(repo, LakeFSRepository):
+        wire = repo._wire
+        body = {"ref": ref, "commit_overrides": {"metadata": dict(metadata)}}
+        answer = wire.call(wire.sdk.branches_api.cherry_pick, wire.name, "main", body, doing="cherry-pick")
+        return str(answer.id)
+    assert isinstance(repo, EmbeddedRepository)
     return commits.cherry_pick(repo._engine, "main", ref, None, "", dict(metadata), lambda head: None)

@@ -45,6 +45,9 @@ def test_a_release_goes_out_is_undone_and_comes_back_under_a_new_name(repo, make
     assert [release.name for release in standing(repo)] == ["r1", "r3"]
     rows = repo.snapshot("main").sql("SELECT kind, release FROM ops.decisions ORDER BY ts").rows()
     assert rows == [("publish", "r1"), ("publish", "r2"), ("rollback", "r2"), ("publish", "r3")]
+    first = repo.commit_info("r1").parents[0]
+    assert [rollback(repo, user="ann", reason="all of it").restored for _ in range(2)] == ["r1", None]
+    assert list(repo.diff(first, "main")) == []
 
 
 def test_of_two_candidates_side_by_side_the_second_is_refreshed(repo, side_by_side, judge_with):

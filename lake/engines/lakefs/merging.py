@@ -3,16 +3,31 @@
 lakeFS merges object by object and looks at no head. So before a merge the units that both sides changed are compared
 and a contested one is refused, and the merge is rehearsed if it is not straightforward (`threeway`); afterwards the
 parent of the new commit tells whether the branch moved in between, and a merge that should not have been is reverted.
+
+What is right reaches the branch by the same kind of request as what was asked for, since a gate in the server lets
+reverts pass and no squash: where lakeFS reverts wrongly, a commit is made beside the branch whose undoing, on the
+branch as it stands, gives the right tree, and that one is reverted.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lake import admission
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.landing import after_landing, land
-from lake.engines.lakefs.threeway import Plan, changed_keys, differ, merge_base, plan_merge, plan_replay, rehearse
+from lake.engines.lakefs.threeway import (
+    Plan,
+    changed_keys,
+    differ,
+    head_of,
+    hidden_branch,
+    merge_base,
+    plan_merge,
+    plan_replay,
+    rehearse,
+)
 from lake.engines.lakefs.wire import Wire
 from lake.errors import BadInput, ConflictError, DirtyBranch, LakeError, NothingToCommit, StorageError
 from lake.replay import check_parent, picked_metadata
@@ -184,6 +199,9 @@ def _undo(
 
 
 # -- revert and cherry-pick -------------------------------------------------------------------------------------------
+_Send = Callable[[str, dict[str, Any]], CommitId | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Replay:
     """One commit to be played again on a branch: its change, or the undoing of it.
@@ -198,6 +216,11 @@ class _Replay:
         What to say if the branch holds the outcome already.
     send : callable
         Asks the server to do it on a branch, with a message and metadata.
+    instead : callable
+        Takes the head of the branch and a commit of the right tree, where the server gives a wrong one; gives another
+        `send`.
+    gated : bool
+        The gate of main has a say.
     """
 
     branch: str
@@ -207,7 +230,9 @@ class _Replay:
     done: str
     message: str
     metadata: Metadata
-    send: Callable[[str, dict[str, Any]], None]
+    send: _Send
+    instead: Callable[[CommitId, CommitId], _Send]
+    gated: bool
 
 
 def revert(
@@ -224,16 +249,29 @@ def revert(
     undone = repo.commit_info(ref)
     number = check_parent(ref, undone, parent)
 
-    def send(target: str, overrides: dict[str, Any]) -> None:
-        body = {"ref": undone.id, "parent_number": number, "allow_empty": True, "commit_overrides": overrides}
-        doing = f"revert {undone.id[:12]} on {target!r}"
-        wire.call(wire.sdk.branches_api.revert_branch, wire.name, target, body, doing=doing)
+    def instead(head: CommitId, outcome: CommitId) -> _Send:
+        return partial(_send_revert, wire, _taken_back(wire, head, outcome), 1)
 
     # The first commit of a repository is empty: there is nothing to undo in it.
     before = undone.parents[number - 1] if undone.parents else undone.id
     names, done = (branch, f"the undoing of {ref}"), f"{ref!r} is undone on {branch!r} already"
-    order = _Replay(branch, undone.id, before, names, done, message or f"Revert {ref}", metadata, send)
+    send, said = partial(_send_revert, wire, undone.id, number), message or f"Revert {ref}"
+    order = _Replay(branch, undone.id, before, names, done, said, metadata, send, instead, gated=False)
     return _replay(repo, wire, order)
+
+
+def _send_revert(wire: Wire, commit: CommitId, number: int, target: str, overrides: dict[str, Any]) -> None:
+    body = {"ref": commit, "parent_number": number, "allow_empty": True, "commit_overrides": overrides}
+    doing = f"revert {commit[:12]} on {target!r}"
+    wire.call(wire.sdk.branches_api.revert_branch, wire.name, target, body, doing=doing)
+
+
+def _taken_back(wire: Wire, head: CommitId, outcome: CommitId) -> CommitId:
+    """Make a commit that holds the tree of `head` and whose parent holds that of `outcome`."""
+    with hidden_branch(wire, head) as branch:
+        there = _send_merge(wire, outcome, branch, {"squash_merge": True})
+        _send_revert(wire, there, 1, branch, {"message": "rehearsal"})
+        return head_of(wire, branch)
 
 
 def cherry_pick(
@@ -257,9 +295,14 @@ def cherry_pick(
         doing = f"cherry-pick {picked.id[:12]} on {target!r}"
         wire.call(wire.sdk.branches_api.cherry_pick, wire.name, target, body, doing=doing)
 
+    def instead(_: CommitId, outcome: CommitId) -> _Send:
+        # A cherry-pick of `outcome` would be said to come from there.
+        return lambda target, overrides: _send_merge(wire, outcome, target, {**overrides, "squash_merge": True})
+
     before = picked.parents[number - 1] if picked.parents else picked.id
     done, entries = f"{branch!r} holds what {ref!r} changed already", picked_metadata(picked, metadata)
-    order = _Replay(branch, before, picked.id, (branch, ref), done, message or picked.message, entries, send)
+    names, said = (branch, ref), message or picked.message
+    order = _Replay(branch, before, picked.id, names, done, said, entries, send, instead, gated=True)
     return _replay(repo, wire, order)
 
 
@@ -271,6 +314,9 @@ def _replay(repo: "LakeFSRepository", wire: Wire, order: _Replay) -> CommitId:
         plan.check(order.names, decided=False)
         if not (differ(wire, head, order.theirs) if plan.straight else plan.wanted):
             raise NothingToCommit(order.done, fix="nothing is left to do")
+        if order.gated:
+            # The server asks the gate of main about a pick, and that of the source about a merge in its place.
+            admission.check_commit(repo, order.branch, head)
         try:
             return _replay_planned(repo, wire, order, plan)
         except _Moved:
@@ -281,19 +327,18 @@ def _replay(repo: "LakeFSRepository", wire: Wire, order: _Replay) -> CommitId:
 def _replay_planned(repo: "LakeFSRepository", wire: Wire, order: _Replay, plan: Plan) -> CommitId:
     branch = order.branch
 
-    def send(marked: dict[str, str]) -> None:
-        order.send(branch, {"message": order.message, "metadata": marked})
-
-    def send_instead(marked: dict[str, str]) -> CommitId:
-        body = {"message": order.message, "metadata": marked, "squash_merge": True}
-        return _send_merge(wire, outcome, branch, body)
-
-    right = True
+    ask = order.send
     if not plan.straight:
         overrides = {"message": "rehearsal", "metadata": {"rehearsal": branch}}
         outcome, right = rehearse(wire, plan, plan.wanted, lambda hidden: order.send(hidden, overrides))
+        if not right:
+            ask = order.instead(plan.ours, outcome)
+
+    def send(marked: dict[str, str]) -> CommitId | None:
+        return ask(branch, {"message": order.message, "metadata": marked})
+
     try:
-        made = land(wire, branch, plan.ours, order.metadata, send if right else send_instead)
+        made = land(wire, branch, plan.ours, order.metadata, send)
     except (ConflictError, BadInput, StorageError) as error:
         if status_of(error) not in (400, 409, 500):
             raise

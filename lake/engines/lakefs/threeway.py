@@ -164,7 +164,7 @@ def rehearse(wire: Wire, plan: Plan, expected: frozenset[str], act: Callable[[st
     """
     with hidden_branch(wire, plan.ours) as branch:
         act(branch)
-        outcome = _head(wire, branch)
+        outcome = head_of(wire, branch)
         actual = changed_keys(wire, plan.ours, outcome)
         if actual == expected:
             return outcome, True
@@ -173,7 +173,7 @@ def rehearse(wire: Wire, plan: Plan, expected: frozenset[str], act: Callable[[st
         _take(wire, branch, plan.ours, sorted(actual - expected))
         body = {"message": f"put right what the merge of {plan.theirs} into {plan.ours} lost", "allow_empty": True}
         wire.call(wire.sdk.commits_api.commit, wire.name, branch, body, doing="commit a rehearsed merge")
-        outcome = _head(wire, branch)
+        outcome = head_of(wire, branch)
         if changed_keys(wire, plan.ours, outcome) != expected:
             raise StorageError(
                 f"merging {plan.theirs} into {plan.ours} does not give the tree that their diff foretells",
@@ -207,7 +207,8 @@ def _tidy(wire: Wire) -> None:
                 wire.call(wire.sdk.branches_api.delete_branch, wire.name, entry["id"], doing="delete an old rehearsal")
 
 
-def _head(wire: Wire, branch: str) -> CommitId:
+def head_of(wire: Wire, branch: str) -> CommitId:
+    """Give the commit at the head of a branch, hidden or not."""
     answer = wire.json(f"/branches/{segment(branch)}", fields=("commit_id",), doing=f"look up branch {branch!r}")
     return str(answer["commit_id"])
 
