@@ -14,6 +14,7 @@ from lake.room import code_of, no_room
 NATIVE_ERRORS = (ValueError, OSError, NotImplementedError, IndexError, RuntimeError)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _GONE = ("connection refused", "error sending request", "could not connect", "connecterror", "curl error", "http error")
+_UNTOLD = "internalerror"  # what a gateway says whose disk is full, for one
 _FORBIDDEN = ("403", "401", "forbidden", "unauthorized", "accessdenied")
 
 
@@ -52,4 +53,11 @@ def storage_error(error: Exception, location: Location, needed: int = 0) -> Lake
         return reach.gone(location, text)
     if location.s3 is not None and any(sign in lowered for sign in _FORBIDDEN):
         return NotAuthorized(f"{location.uri}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")
+    if location.s3 is not None and location.writable and _UNTOLD in lowered:
+        # Costs 0.8 s to import, and is seldom needed.
+        from lake.engines.lakefs.gateway import trouble_behind
+
+        trouble = trouble_behind(location, location.s3, needed)
+        if trouble is not None:
+            return trouble
     return StorageError(f"{location.uri}: {text}", fix="check the disk and the connection, then try again")

@@ -144,10 +144,15 @@ def write_parts(location: Location, spec: TableSpec, rows: Rows) -> list[Part]:
 
 @contextmanager
 def unless_no_room(location: Location, parts: Sequence[Part]) -> Iterator[None]:
-    """Remove parts that nobody can refer to yet, when the disk is too full for what makes them count."""
+    """Remove parts that nobody can refer to yet, when the disk is too full for what makes them count.
+
+    On a server that would free nothing: they are staged, and go with the session that staged them.
+    """
     try:
         yield
     except NoRoom as error:
+        if location.s3 is not None:
+            raise
         for part in parts:
             (location.path / part.path).unlink(missing_ok=True)
         needed = error.needed + allocated(part.bytes for part in parts)

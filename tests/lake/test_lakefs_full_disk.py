@@ -4,11 +4,15 @@ import os
 from itertools import count
 
 import numpy as np
+import polars as pl
 import pytest
 
 import lake
 from lake.engines.lakefs.failures import from_status
+from lake.engines.lakefs.local_store import place_of
 from lake.errors import NoRoom, ServerUnreachable, StorageError
+from lake.kv import storage_error
+from lake.tables import append
 from lake.testing.crash import check_whole, content
 from lake.testing.server import MortalServer, program
 from lake.volumes import VolumeSpec, create_volume
@@ -83,18 +87,54 @@ def test_what_does_not_fit_on_the_server_is_told_with_its_size_and_changes_nothi
     small_disk.leave(64 << 10)
     with pytest.raises(NoRoom, match="about 3,000,000 bytes are needed") as caught:
         repo.put("main", "big", os.urandom(3_000_000))
-    assert "server's disk" in caught.value.fix
+    fix = caught.value.fix
+    assert "server's disk" in fix
     assert caught.value.exit_code == 6
     with repo.session("main") as session:
         volume = create_volume(session.workspace("volumes/em/"), SPEC)
-        with pytest.raises(StorageError):
+        with pytest.raises(
+            NoRoom, match=r"volumes/em: the server has no room \(about 131,072 bytes are needed"
+        ) as caught:
             volume.write(volume.box, np.random.default_rng(0).integers(0, 255, SPEC.shape_zyx, np.uint8))
+        assert (caught.value.needed, caught.value.fix) == (131_072, fix)
     assert repo.resolve("main") == head
     assert content(repo, "main") == {"a": b"1"}
     small_disk.leave(None)
     repo.put("main", "big", bytes(3_000_000))
     repo.commit("main", "two")
     check_whole(repo)
+
+
+@pytest.mark.lakefs
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 40_000])
+def test_a_table_that_does_not_fit_on_the_server_is_told_and_written_when_there_is_room(room, small_disk, cramped):
+    _, repo = cramped
+    head = repo.resolve("main")
+    ids = np.random.default_rng(0).integers(0, 1 << 62, 20_000)
+    rows = pl.DataFrame({"supervoxel_id": ids, "root_id": ids + 1, "run_id": "r"})
+    with repo.session("main") as session:
+        small_disk.leave(room)
+        with pytest.raises(NoRoom, match="tables/agglomeration: the server has no room") as caught:
+            append(session.workspace("tables/agglomeration/"), "agglomeration", rows)
+        assert "repeat the command" in caught.value.fix
+        assert caught.value.needed > 100_000
+        small_disk.leave(None)
+        append(session.workspace("tables/agglomeration/"), "agglomeration", rows)
+        session.commit("a table")
+    assert repo.log("main", limit=1).__next__().parents == (head,)
+    assert repo.snapshot("main").table("agglomeration").collect().height == 20_000
+
+
+@pytest.mark.lakefs
+def test_what_the_gateway_cannot_do_for_another_reason_is_no_lack_of_room(lakefs_repo):
+    location = lakefs_repo.workspace("main", "volumes/em/")
+    folder = place_of(lakefs_repo.put("main", "a", b"1").address)[0] / "data"
+    stored = {path for path in folder.rglob("*") if path.is_file()}
+    told = storage_error(ValueError("ABORTED: InternalError: [http_response_code='500']"), location, 300_000)
+    assert (type(told), told.kind) == (StorageError, "storage")
+    assert lakefs_repo.branches().keys() == {"main"}
+    assert {path for path in folder.rglob("*") if path.is_file()} == stored
 
 
 def test_a_full_disk_of_the_server_is_told_from_its_other_troubles():

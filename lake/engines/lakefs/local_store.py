@@ -22,6 +22,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -138,6 +139,14 @@ def find(wire: Wire, stat: ObjectStat, data: bytes | Path) -> LocalStore | None:
     namespace = str(about_us["storage_namespace"]).rstrip("/")
     name = namespace.removeprefix(_SCHEME)
     return LocalStore(root, namespace) if str(root).endswith(f"/{name}") and name != namespace else None
+
+
+def discard(wire: Wire, stat: ObjectStat) -> None:
+    """Remove the bytes of an object that was uploaded by this process and is on no branch, if they lie in reach."""
+    place = place_of(stat.address)
+    if wire.address.on_loopback and place is not None:
+        with suppress(OSError):
+            place[0].joinpath(place[1]).unlink()
 
 
 def _beginning(data: bytes | Path) -> bytes:
