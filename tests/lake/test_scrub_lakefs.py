@@ -195,6 +195,47 @@ def test_a_damaged_range_names_the_keys_between_which_its_objects_are(repo):
 
 
 @pytest.mark.lakefs
+def test_a_damaged_metarange_names_who_is_hit_and_the_copy_that_heals_it(repo):
+    made = commit(repo, {f"tables/t/{n:03}": b"%d" % n for n in range(40)}, release="r1")
+    repo.create_tag("r1", made)
+    repo.create_branch("side", "main")
+    inspector = repo.inspector()
+    inspector.structure(lambda kind, done, total: None)
+    stored = store_of(repo, made, "tables/t/000") / "_lakefs" / inspector._trees[made]
+    commit(repo, {"later": b"x"})
+    whole = stored.read_bytes()
+    flip(stored, len(whole) // 2, 1)
+    [fault] = [f for f in scrub(repo, budget=1).faults if f.name == stored.name]
+    assert (fault.commits, fault.first, fault.refs, fault.releases) == (1, made, ("r1", "side"), ("r1",))
+    assert (fault.keys, fault.tables) == (("tables/t/000", "tables/t/039"), ("t",))
+    assert "it is the whole tree of its commits, with 40 objects, 'tables/t/000' to 'tables/t/039'" in fault.what
+    [copy] = (stored.parents[3] / "cache" / "meta-range").rglob(stored.name)
+    assert fault.fix == f"copy {copy}, which is sound, to {stored}"
+    shutil.copy(copy, stored)
+    assert stored.read_bytes() == whole
+    assert [f for f in scrub(repo, budget=1).faults if f.kind == "manifest"] == []
+
+
+@pytest.mark.lakefs
+def test_a_metarange_of_which_no_copy_is_left_names_who_is_hit_and_what_can_be_done(repo):
+    made = commit(repo, {"tables/t/1": b"1"}, release="r1")
+    inspector = repo.inspector()
+    inspector.structure(lambda kind, done, total: None)
+    stored = store_of(repo, made, "tables/t/1") / "_lakefs" / inspector._trees[made]
+    commit(repo, {"later": b"x"})
+    kept = stored.read_bytes()
+    stored.unlink()
+    [copy] = (stored.parents[3] / "cache" / "meta-range").rglob(stored.name)
+    flip(copy, 30, 1)
+    [fault] = [f for f in scrub(repo, budget=1).faults if f.name == stored.name and str(stored) in f.what]
+    assert (fault.commits, fault.first, fault.releases, fault.keys) == (1, made, ("r1",), ())
+    assert "no sound copy of it is on this machine" in fault.what
+    assert "go on from the newest commit that is whole, or from a clone" in fault.fix
+    flip(copy, 30, 1)
+    stored.write_bytes(kept)
+
+
+@pytest.mark.lakefs
 def test_a_range_that_is_gone_from_the_store_is_found(repo):
     made = commit(repo, {"a/1": b"1", "a/2": b"2"})
     assert scrub(repo, budget=1).ok
