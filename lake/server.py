@@ -326,13 +326,19 @@ def _gone(pid: int, birth: str, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while True:
         now = _birth(pid)
-        if not now or now != birth:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # a server that this same process started would stay a zombie
+        if now != birth if now else _reaped(pid):
             return True
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
+
+
+def _reaped(pid: int) -> bool:
+    """Let a dead process go if this one started it, which would stay a zombie; False while parts of it still die."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def _taken(port: int) -> bool:

@@ -195,6 +195,19 @@ def freeze(pid: int) -> None:
         time.sleep(0.001)
 
 
+def kill(pid: int) -> None:
+    """Kill a server with SIGKILL, or find that it has died; when it returns nothing is left of one we started."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:  # another process started it
+        state = Path(f"/proc/{pid}/stat")
+        with suppress(OSError):
+            while state.read_text().rpartition(")")[2].split()[0] not in "ZX":
+                time.sleep(0.001)
+
+
 class MortalServer:
     """A server that may be killed, and started again on the same folder and port."""
 
@@ -205,12 +218,7 @@ class MortalServer:
 
     def kill(self) -> None:
         """Kill the server with SIGKILL; when it returns it answers nobody."""
-        with suppress(ProcessLookupError):  # it may have died by itself
-            os.kill(self.state.pid, signal.SIGKILL)
-        state = Path(f"/proc/{self.state.pid}/stat")
-        with suppress(OSError):
-            while state.read_text().rpartition(")")[2].split()[0] not in "ZX":
-                time.sleep(0.001)
+        kill(self.state.pid)
 
     def freeze(self) -> None:
         """Stop the server with SIGSTOP: it takes connections and answers nothing."""

@@ -33,7 +33,7 @@ from lake.errors import (
     StorageError,
 )
 from lake.testing.server import freeze as stop_at_once
-from lake.testing.server import program
+from lake.testing.server import kill, program
 
 EXPECTED = {
     400: BadInput,
@@ -340,7 +340,7 @@ def test_a_server_killed_in_mid_request_leaves_the_old_head_and_the_message_name
     thread.start()
     assert frozen.wait(10)
     time.sleep(0.3)
-    os.kill(mortal.pid, signal.SIGKILL)
+    kill(mortal.pid)
     thread.join(10)
     assert not thread.is_alive()
     (error,) = caught

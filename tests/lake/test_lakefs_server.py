@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import lake
 from lake import server
 from lake.errors import BadInput, ConflictError, NotAuthorized, NotFound, ServerUnreachable, StorageError
 from lake.server import ServerState
-from lake.testing.server import program
+from lake.testing.server import kill, program
 
 
 def mode(path: Path) -> int:
@@ -183,13 +182,24 @@ def test_wrong_keys_are_named_as_such(lakefs_server, monkeypatch):
 @pytest.mark.lakefs
 def test_a_dead_server_is_reported_in_under_five_seconds(own):
     repo = lake.create(own.location("dead"))
-    os.kill(own.pid, signal.SIGKILL)
+    kill(own.pid)
     for attempt in (lambda: repo.get("main", "a"), lambda: repo.commit("main", "x"), lambda: lake.open(repo.location)):
         began = time.monotonic()
         with pytest.raises((ServerUnreachable, NotAuthorized)) as caught:
             attempt()
         assert time.monotonic() - began < 5
         assert caught.value.fix
+
+
+@pytest.mark.lakefs
+def test_nothing_is_left_of_a_server_that_is_killed_or_stopped(lakefs_mortal):
+    first = lakefs_mortal.state.pid
+    lakefs_mortal.kill()
+    assert not Path(f"/proc/{first}").exists()
+    lakefs_mortal.restart()
+    second = lakefs_mortal.state.pid
+    lakefs_mortal.stop()
+    assert not Path(f"/proc/{second}").exists()
 
 
 # -- without a server -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from lake.errors import NoRoom, NotAuthorized, ServerUnreachable, StorageError
 from lake.kv import list_keys, storage_error
 from lake.location import Location, S3Access
 from lake.query import Database, Schema
-from lake.testing.server import freeze, program
+from lake.testing.server import freeze, kill, program
 from lake.volumes import VolumeSpec, create_volume, open_volume
 
 EDGE = {"supervoxel_id": 1, "root_id": 2, "run_id": "r"}
@@ -97,7 +97,7 @@ def test_a_server_that_does_not_answer_is_reported_in_under_five_seconds(nowhere
 
 @pytest.mark.lakefs
 @pytest.mark.slow
-@pytest.mark.parametrize("death", [freeze, lambda pid: os.kill(pid, signal.SIGKILL)], ids=["stopped", "killed"])
+@pytest.mark.parametrize("death", [freeze, kill], ids=["stopped", "killed"])
 @pytest.mark.parametrize("use", ["read", "write", "append", "scan", "sql"])
 def test_a_server_that_goes_between_two_uses_of_what_is_open_is_reported_in_under_five_seconds(
     emlake_home, death, use
