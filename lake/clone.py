@@ -4,7 +4,8 @@ All commits behind branches and tags are rebuilt, parents first, merges as merge
 committer and time (lakeFS keeps seconds; `cloned_time` then holds the rest). What differs is the id, and that each
 carries `cloned_from`; see `lake.clones`. Then branches, tags and protection follow. What is staged, hidden branches of
 sessions and their locks are not copied. What a server cannot rebuild so is asked before anything is copied, and told in
-the result: see `lake.rebuild.PlainRebuilder`.
+the result: see `lake.rebuild.PlainRebuilder`. A clone of such a clone, where commits can be rebuilt as they were, has
+the parents, committers and times again; the server's own first commit stays below the first one.
 
 ::
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from lake.clones import Move, ancestry, origins
+from lake.clones import Move, ancestry, origins, with_lost_parents
 from lake.errors import ConflictError
 from lake.locks import LOCK, WORK
 from lake.names import MAIN
@@ -23,7 +23,8 @@ class Plan:
     Parameters
     ----------
     history : mapping
-        The source's commits behind its branches and tags, parents first.
+        The source's commits behind its branches and tags, parents first; a merge that lost parents when the source was
+        cloned itself has them again, so that a destination that can has them too.
     known : mapping
         Source commit to its clone, for those that the destination has.
     todo : list of commit id
@@ -85,7 +86,8 @@ def public_heads(repo: Repository) -> dict[str, CommitId]:
 def make_plan(source: Repository, dest: Repository | None) -> Plan:
     """Compare the two; `ConflictError` if `dest` is neither empty nor an earlier clone of `source`."""
     branches, tags = public_branches(source), public_tags(source)
-    plan = Plan(ancestry(source, [*branches.values(), *tags.values()]))
+    plan = Plan(with_lost_parents(source, ancestry(source, [*branches.values(), *tags.values()])))
+    branches = _without_needless(plan.history, branches, tags)
     plan.staged = tuple(name for name in branches if next(source.uncommitted(name), None) is not None)
     if dest is None:
         plan.moves = [Move(name, head, None) for name, head in branches.items()]
@@ -116,6 +118,15 @@ def make_plan(source: Repository, dest: Repository | None) -> Plan:
     wanted = _reachable(plan.history, [*(move.to for move in plan.moves), *plan.tags.values()])
     plan.todo = [commit for commit in plan.history if commit in wanted and commit not in plan.known]
     return plan
+
+
+def _without_needless(
+    history: Mapping[CommitId, Commit], branches: Mapping[str, CommitId], tags: Mapping[str, CommitId]
+) -> dict[str, CommitId]:
+    """Leave out the branches that keep lost parents, where a merge leads to these again."""
+    others = [head for name, head in branches.items() if not name.startswith(KEPT)]
+    held = _reachable(history, [*others, *tags.values()])
+    return {name: head for name, head in branches.items() if not name.startswith(KEPT) or head not in held}
 
 
 def known_clones(dest: Repository, history: Mapping[CommitId, Commit]) -> dict[CommitId, CommitId]:

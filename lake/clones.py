@@ -14,9 +14,9 @@ were written. They are never rewritten: `Repository.resolve` finds the clone of 
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Protocol, runtime_checkable
 
 from lake.errors import RefNotFound
@@ -157,8 +157,9 @@ def original_metadata(commit: Commit) -> dict[str, str]:
 def clone_of(commit: Commit, parents: tuple[CommitId, ...], precision: timedelta) -> Commit:
     """Describe the clone of a commit in a repository where its parents are `parents`."""
     metadata = original_metadata(commit) | {FROM: commit.id}
-    if PARENTS in commit.metadata:
-        metadata[PARENTS] = commit.metadata[PARENTS]
+    told = commit.metadata.get(PARENTS, "")
+    if told and len(parents) <= told.count(","):
+        metadata[PARENTS] = told
     earlier = [old for old in origins(commit.metadata) if old != commit.id]
     if earlier:
         metadata[BEFORE] = ",".join(dict.fromkeys(earlier))
@@ -188,5 +189,23 @@ def ancestry(repo: Repository, heads: Iterable[CommitId]) -> dict[CommitId, Comm
                 break
             found[commit.id] = commit
             waiting += commit.parents[1:]
-    order = TopologicalSorter({commit.id: commit.parents for commit in found.values()}).static_order()
-    return {commit: found[commit] for commit in order}
+    return _parents_first(found)
+
+
+def _parents_first(commits: Mapping[CommitId, Commit]) -> dict[CommitId, Commit]:
+    order = TopologicalSorter({commit.id: commit.parents for commit in commits.values()}).static_order()
+    return {commit: commits[commit] for commit in order}
+
+
+def with_lost_parents(repo: Repository, history: dict[CommitId, Commit]) -> dict[CommitId, Commit]:
+    """Give merges the parents back that an earlier clone could not give them, where all of these are in `history`."""
+    lost = [commit for commit in history.values() if FROM in commit.metadata and PARENTS in commit.metadata]
+    whole = dict(history)
+    for commit in lost:
+        parents = parents_of(repo, commit)
+        if len(parents) > commit.metadata[PARENTS].count(",") and all(parent in history for parent in parents):
+            whole[commit.id] = replace(commit, parents=parents)
+    try:
+        return _parents_first(whole)
+    except CycleError:  # somebody wrote ids there that cannot be
+        return history

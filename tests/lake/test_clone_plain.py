@@ -24,9 +24,9 @@ def source(tmp_path):
     repo.close()
 
 
-def check_plain(source, dest, lost=()):
+def check_plain(source, dest, lost=(), among="cloned_from"):
     """The clone has all that the source has: trees and words exactly, parents but for those that are `lost`."""
-    by_origin = {commit.metadata.get("cloned_from"): commit for commit in all_commits(dest).values()}
+    by_origin = {commit.metadata.get(among): commit for commit in all_commits(dest).values()}
     root = dest.resolve([*dest.log("main", first_parent=True)][-1].id)
     for ours, theirs in ((source.branches(), dest.branches()), (source.tags(), dest.tags())):
         for name, head in ours.items():
@@ -96,6 +96,41 @@ def test_where_merging_is_refused_too_a_merge_keeps_its_first_parent_and_says_so
     assert (more.commits, more.made, more.gone) == (1, ("later",), ("side",) if "side" in dest.branches() else ())
     assert more.lost == {merge: "in an earlier run"}
     check_plain(source, dest, more.lost)
+
+
+@pytest.mark.parametrize("onto", ["a folder", "a server"])
+def test_cloned_on_to_where_records_are_taken_merges_have_their_parents_again(
+    source, lakefs_behind, lakefs_server, monkeypatch, tmp_path, onto
+):
+    place = lakefs_behind({RECORDS: 404, MERGES: 403})
+    source.delete_branch("side")  # now only the merge leads to its second parent
+    (lost,) = clone(source, place).lost
+    plain = lake.open(place)
+    monkeypatch.setenv("LAKECTL_SERVER_ENDPOINT_URL", lakefs_server.endpoint)
+    last = tmp_path / "back" if onto == "a folder" else lakefs_server.location("back-" + place.rpartition("/")[2])
+    done = clone(plain, last)
+    assert (done.plain, done.lost) == ("", {})
+    back = lake.open(last)
+    check_plain(source, back, among="cloned_before")
+    merge = back.commit_info(lost)
+    assert merge.parents == tuple(back.resolve(parent) for parent in source.commit_info(lost).parents)
+    assert "cloned_parents" not in merge.metadata
+    assert back.branches("clone-kept-") == {}
+    assert clone(plain, last).commits == 0
+
+
+def test_parents_that_nobody_kept_stay_lost_and_are_named_on(source, lakefs_behind, tmp_path):
+    place = lakefs_behind({RECORDS: 404, MERGES: 403})
+    source.delete_branch("side")
+    (lost,) = clone(source, place).lost
+    plain = lake.open(place)
+    for name in plain.branches("clone-kept-"):
+        plain.delete_branch(name)
+    clone(plain, tmp_path / "back")
+    back = lake.open(tmp_path / "back")
+    merge = back.commit_info(lost)
+    assert len(merge.parents) == 1
+    assert merge.metadata["cloned_parents"] == ",".join(source.commit_info(lost).parents)
 
 
 def test_a_merge_that_holds_what_no_parent_holds_keeps_its_first_parent(source, lakefs_behind, tmp_path):
