@@ -1,10 +1,10 @@
 """A repository on a lakeFS server, with the semantics of `lake.repository.Repository`.
 
-`address` finds server and keys, `wire` carries requests, `failures` translates what goes wrong, `repository` is the
-engine, `objects` the part of it that carries bytes, `protection` waits for rules to be in force. `merging` adds what
-lakeFS's merge and revert lack (whole units, an expected head), `threeway` finds out whether they are right, `landing`
-whether a branch moved when an answer was lost. `gate` is the release gate that runs inside the server, by the rule of
-`lake.admission`.
+`address` finds server and keys, `wire` carries requests, `failures` translates what goes wrong. `repository` is the
+engine, built upon `references` (what names mean) and `contents` (what lies under keys, whose bytes `objects` and
+`uploads` carry); `protection` waits for rules to be in force. `merging` adds what lakeFS's merge and revert lack (whole
+units, an expected head), `threeway` finds out whether they are right, `landing` whether a branch moved when an answer
+was lost. `gate` is the release gate that runs inside the server, by the rule of `lake.admission`.
 
 A key both put and written in a workspace is a conflict in a folder; here the later one stands, whole. The server stages
 one entry a key, and of the earlier upload nothing is left for a commit to find. A put over a write could be refused (a
