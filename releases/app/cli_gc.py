@@ -11,9 +11,8 @@ from releases.app.cli_options import Json, Repo, open_repo, print_json
 
 if TYPE_CHECKING:
     from lake.engines.embedded import EmbeddedRepository
-    from lake.engines.embedded.gc import Collected
-    from lake.engines.embedded.marks import Share
     from lake.engines.lakefs import LakeFSRepository
+    from lake.garbage import Collected, Share
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
@@ -43,6 +42,9 @@ def gc(
     For repositories in a folder. Kept, in this order: what branches reach, what tags reach, sessions, commits whose
     views somebody uses, what branches and tags gave up less than the grace period ago, and what is staged. Safe at any
     time: writers and readers go on, and a kill leaves nothing missing.
+
+    On a lakeFS server its own collector does that. Where the server keeps its objects on this machine, what uploads
+    left there that were cut off more than a day ago is removed.
     """
     from releases.app.screen import Screen
 
@@ -68,10 +70,11 @@ def seconds(text: str, name: str) -> float:
 def show(found: "Collected") -> None:
     """Print a collection as two tables and a sum."""
     would = "would be " if found.dry_run else ""
-    typer.echo(f"kept: {counted(found.commits_kept, 'commit')}")
+    history = found.commits_kept or found.commits_removed  # of a server's nothing is collected here
+    typer.echo(f"kept: {counted(found.commits_kept, 'commit')}" if history else "kept:")
     for reason, share in found.kept.items():
         typer.echo(_share(reason, share))
-    typer.echo(f"{would}removed: {counted(found.commits_removed, 'commit')}")
+    typer.echo(f"{would}removed: {counted(found.commits_removed, 'commit')}" if history else f"{would}removed:")
     for reason, share in found.removed.items():
         typer.echo(_share(reason, share))
     typer.echo(f"{would}freed: {counted(found.freed, 'byte')}")

@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lake
 from lake import server
-from lake.engines.lakefs import address, inspection, local_store
+from lake.engines.lakefs import address, local_store
+from lake.engines.lakefs.sstable import ranges
+from lake.engines.lakefs.unnamed import UNNAMED, sweep
 from lake.engines.lakefs.uploads import LARGE
 from lake.errors import CorruptObject, NoRoom, ProtectedBranch, RefNotFound, ServerUnreachable, StorageError
+from lake.garbage import Share
+from lake.testing.rot import flip
 from lake.testing.server import program
 
 pytestmark = pytest.mark.lakefs
@@ -79,7 +84,7 @@ def test_the_object_does_not_change_with_the_file_it_came_from(near, tmp_path):
 
 def test_a_damaged_file_is_found_and_its_address_tells_when_the_bytes_came(near):
     stat = near.put("main", "a", DATA)
-    assert abs(inspection._arrival(stat.address) - time.time()) < 600
+    assert abs(local_store.arrival(stat.address) - time.time()) < 600
     file = file_of(stat)
     file.write_bytes(bytes([DATA[0] ^ 1]) + DATA[1:])
     with pytest.raises(CorruptObject):
@@ -237,3 +242,104 @@ def test_a_full_disk_under_the_store_is_no_room_and_what_was_taken_goes_back(sma
             assert repo.get("main", "big") == data
     finally:
         server.stop(home=home)
+
+
+# -- what was cut off -------------------------------------------------------------------------------------------------
+def cut_off(repo):
+    """Have a client killed between the bytes and their naming; give the file that it leaves in the store."""
+    before = stored(repo)
+    asked = [sys.executable, "-c", KILLED, repo.location, "put.bytes-placed"]
+    assert subprocess.run(asked, check=False, timeout=60).returncode == -signal.SIGKILL
+    (left,) = (path for path in stored(repo) - before if "," in path.name)
+    return left
+
+
+def aged(path, days=2):
+    """Give a file of the store the name that it would have if it had been placed some days ago."""
+    xid, _, signature = path.name.partition(",")
+    number = int(xid, 32) - (days * 86_400 << 68)
+    digits = "".join("0123456789abcdefghijklmnopqrstuv"[number >> 5 * place & 31] for place in reversed(range(20)))
+    return path.rename(path.with_name(f"{digits},{signature}"))
+
+
+def test_what_a_cut_off_upload_left_is_removed_when_nothing_can_name_it_any_more(near):
+    near.put("main", "staged", DATA)
+    left = cut_off(near)
+    names = stored(near)
+    assert near.collect_garbage().removed == {UNNAMED: Share()}, "the server may name it yet"
+    old = aged(left)
+    found = near.collect_garbage(dry_run=True)
+    assert (found.removed, found.freed) == ({UNNAMED: Share(1, 300_000)}, 300_000)
+    assert old.exists()
+    assert near.collect_garbage() == replace(found, dry_run=False)
+    assert stored(near) == names - {left}
+    assert near.get("main", "staged") == DATA
+    assert near.collect_garbage().removed == {UNNAMED: Share()}
+
+
+def test_whatever_a_commit_or_a_branch_names_stays_however_old_it_is(near):
+    kept = {file_of(near.put("main", "committed", DATA + b"1"))}
+    near.commit("main", "first")
+    kept.add(file_of(near.put("main", "committed", DATA + b"2")))
+    near.commit("main", "second")
+    near.create_branch("dropped", "main")
+    kept.add(file_of(near.put("dropped", "on no branch any more", DATA + b"3")))
+    dropped = near.commit("dropped", "third")
+    near.delete_branch("dropped")
+    kept.add(file_of(near.put("main", "staged", DATA + b"4")))
+    # The same bytes put again: the server calls that no change, and points at the new file all the same.
+    kept.add(file_of(near.put("main", "committed", DATA + b"2")))
+    with near.session("main", owner="worker") as session:
+        session.put("in a session", DATA + b"5")
+        left = cut_off(near)
+        found = sweep(near._wire, older_s=-1)
+        assert found.removed == {UNNAMED: Share(1, 300_000)}
+        assert not left.exists()
+        assert all("," in path.name and path.exists() for path in kept)
+        assert session.get("in a session") == DATA + b"5"
+    assert near.get("main", "committed") == DATA + b"2"
+    assert near.get(dropped, "on no branch any more") == DATA + b"3"
+    assert near.get("main~1", "committed") == DATA + b"1"
+
+
+def test_where_a_tree_is_damaged_nothing_is_removed(near):
+    near.put("main", "a", DATA)
+    near.commit("main", "first")
+    left = aged(cut_off(near))
+    folder = left.parents[2] / "_lakefs"
+    for path in sorted(entry for entry in folder.iterdir() if len(entry.name) == 64):
+        whole = path.read_bytes()
+        flip(path, len(whole) // 2)
+        with pytest.raises(CorruptObject, match="nothing was removed"):
+            near.collect_garbage()
+        path.unlink()
+        if any(part.id == path.name for tree in folder.iterdir() for part in ranges_in(tree)):
+            with pytest.raises(CorruptObject, match="is missing"):
+                near.collect_garbage()
+        path.write_bytes(whole)
+    assert left.exists()
+    assert near.collect_garbage().freed == 300_000
+
+
+def ranges_in(tree):
+    return ranges(tree.read_bytes()) if len(tree.name) == 64 else ()
+
+
+@pytest.mark.slow
+def test_an_upload_that_never_reached_the_server_leaves_nothing(lakefs_mortal, monkeypatch):
+    with closing(lake.create(lakefs_mortal.state.location("gone"))) as repo:
+        repo.put("main", "first", DATA)
+        repo.put("main", "second", DATA)
+        before = stored(repo)
+
+        def die(name):
+            if name == "put.bytes-placed":
+                lakefs_mortal.kill()
+                repo._wire._lane.close()  # as after a while: a kept connection would leave it open what arrived
+
+        with monkeypatch.context() as patch:
+            patch.setattr(local_store, "point", die)
+            with pytest.raises(ServerUnreachable):
+                repo.put("main", "new", DATA)
+        lakefs_mortal.restart()
+        assert stored(repo) == before

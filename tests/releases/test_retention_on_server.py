@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import lake
+from lake.engines.lakefs import address
 from lake.errors import AlreadyExists, BadInput
 from releases import retention
 from releases.app.cli import app, main
@@ -65,7 +66,8 @@ def test_a_release_that_no_branch_holds_is_reported(repo, make):
     assert wrong(repo) == []
 
 
-def test_gc_says_that_the_server_collects_itself(repo, monkeypatch, capsys):
+def test_gc_says_that_a_server_elsewhere_collects_itself(repo, monkeypatch, capsys):
+    monkeypatch.setattr(address, "_LOOPBACK", frozenset())
     with pytest.raises(BadInput, match="lakeFS server"):
         lake.open(repo.location).collect_garbage()
     monkeypatch.setattr("sys.argv", ["emlake", "gc", "--repo", repo.location, "--dry-run"])
@@ -73,3 +75,12 @@ def test_gc_says_that_the_server_collects_itself(repo, monkeypatch, capsys):
         main()
     assert ended.value.code == 2
     assert "retention rules" in capsys.readouterr().err
+
+
+def test_gc_on_the_machine_of_a_server_says_what_cut_off_uploads_left(repo):
+    done = CliRunner().invoke(app, ["gc", "--repo", repo.location])
+    assert done.exit_code == 0
+    firsts = [line.split()[0] for line in done.stdout.splitlines()]
+    assert firsts == ["kept:", "committed", "removed:", "cut-off", "freed:"]
+    told = CliRunner().invoke(app, ["gc", "--repo", repo.location, "--dry-run", "--json"])
+    assert json.loads(told.stdout)["removed"] == {"cut-off uploads": {"count": 0, "size": 0}}

@@ -33,18 +33,18 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from itertools import count
 
 from lake.durable import point
 from lake.engines.embedded.database import DEPARTED
 from lake.engines.embedded.engine import COLLECTOR, Engine
 from lake.engines.embedded.files import flocked
-from lake.engines.embedded.marks import Marks, Share, keys_of
+from lake.engines.embedded.marks import Marks, keys_of
 from lake.engines.embedded.roots import MET, NOT_NEEDED, REASONS, Commits, read_roots
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.views import View, count_links
 from lake.errors import ConflictError, CorruptObject
+from lake.garbage import Collected, Share
 from lake.repository import CommitId, Progress
 
 GRACE_S = 14 * 86_400.0
@@ -52,37 +52,6 @@ WAIT_S = 3600.0  # how long pieces of work that began before may take
 STAGED = "staged"
 FORGOTTEN, UNREFERENCED, VIEWS, LEFTOVERS = "unreachable commits", "unreferenced", "unused views", "leftovers"
 _EACH = 1000  # names between two reports of progress
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a collection found, and removed unless it was a dry run.
-
-    Attributes
-    ----------
-    dry_run : bool
-        True if nothing was removed.
-    commits_kept, commits_removed : int
-        Commits that are needed, and those that are not.
-    kept : mapping of reason to Share
-        Objects and manifests, under the strongest reason for which they are needed, and their bytes.
-    removed : mapping of reason to Share
-        What is not needed. Views are counted whole, with the bytes of the files they show.
-    freed : int
-        Bytes given back to the file system: those of files whose last link goes. A link in a view or workspace that
-        stays holds the bytes, and views are links themselves, so this may be less than the sum of `removed`.
-    """
-
-    dry_run: bool
-    commits_kept: int
-    commits_removed: int
-    kept: dict[str, Share]
-    removed: dict[str, Share]
-    freed: int
-
-    def to_json(self) -> dict[str, object]:
-        """Give what `emlake gc --json` prints."""
-        return asdict(self)
 
 
 def collect(

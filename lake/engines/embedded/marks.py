@@ -6,28 +6,17 @@ contents); the other way round cannot happen.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lake.engines.embedded.ranges import FIXED, fixed_of
 from lake.engines.embedded.store import Store
+from lake.garbage import Share
 
 Keys = NDArray[np.uint64]
 _RECORD = np.dtype([("key", "<u8"), ("rest", "V24"), ("size", "<u8")])
 _BATCH = 2_000_000  # records that wait to be merged into the marks
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """How many contents, and their bytes."""
-
-    count: int = 0
-    size: int = 0
-
-    def __add__(self, other: "Share") -> "Share":
-        return Share(self.count + other.count, self.size + other.size)
 
 
 def keys_of(names: Sequence[str]) -> Keys:

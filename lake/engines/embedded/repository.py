@@ -17,7 +17,7 @@ from lake.engines.embedded.engine import Engine, kind_of, writing
 from lake.engines.embedded.examine import examine
 from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
-from lake.engines.embedded.gc import GRACE_S, WAIT_S, Collected, collect
+from lake.engines.embedded.gc import GRACE_S, WAIT_S, collect
 from lake.engines.embedded.healing import content
 from lake.engines.embedded.history import Branch, check_unprotected, read_staging
 from lake.engines.embedded.importing import EmbeddedImporter
@@ -30,6 +30,7 @@ from lake.engines.embedded.touching import touches
 from lake.engines.embedded.trees import Tree, overlay
 from lake.engines.embedded.workspaces import State, Values, save_state
 from lake.errors import BadInput, CorruptObject, NoRoom, ObjectNotFound
+from lake.garbage import Collected
 from lake.integrity import Offer
 from lake.location import Location
 from lake.names import check_content, check_key, check_metadata, check_paths

@@ -15,7 +15,6 @@ holds in memory.
 """
 
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +42,6 @@ from lake.wording import counted
 _PIECE = 8 << 20
 _SKEW_S = 3  # a commit dated further ahead is none of this moment
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
-_XID = re.compile(r"([0-9a-v]{20})(,.*)?")
 RESTORE = (
     "restore the object's file in the server's block store (on its machine `emlake scrub --heal-from LOCATION` does "
     "it from a copy or a clone), or revert to a commit without it"
@@ -95,7 +93,7 @@ class ServerInspector:
             progress("manifests", done, len(commits))
             try:
                 for stat in self._introduced(commit):
-                    born = max(int(commit.created.timestamp()), _arrival(stat.address))
+                    born = max(int(commit.created.timestamp()), local_store.arrival(stat.address))
                     # Dated in the future, it is new to each run until then: checked too often, never too rarely.
                     self._add(stat, commit.id, min(born, self._until - 1))
             except OF_THE_MACHINE:
@@ -351,16 +349,6 @@ class ServerInspector:
             if hit.intersection(child.parents):
                 hit.add(child.id)
         return hit
-
-
-def _arrival(address: str) -> int:
-    """Give the second in which the server gave out an address, or 0 if it did not make it up itself.
-
-    The last part of one that it did is an xid: 20 digits to the base 32, of which the first 32 bits are the time. One
-    that was given out to be linked ends in a comma and a signature.
-    """
-    match = _XID.fullmatch(address.rpartition("/")[2])
-    return int(match[1], 32) >> 68 if match else 0
 
 
 def _common_folder(first: str, last: str) -> str:

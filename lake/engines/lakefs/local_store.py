@@ -7,8 +7,9 @@
     PUT staging/backing   -> the server names the place; only now is there anything to see
 
 Nobody points at the file before that, so a killed client, a full disk or a lost server leave at most an unnamed file,
-as an upload that breaks off inside the server does. What failed here, or was refused at the first asking, is removed.
-Where the answer was lost the file stays: the server may have named it.
+as an upload that breaks off inside the server does. What failed here, was refused at the first asking, or was never
+asked is removed. Where the answer was lost the file stays: the server may have named it. If it has not, `emlake gc`
+finds and removes it (`unnamed`).
 
 The bytes are not synced: neither are those that the server writes, nor the record that names them, without which
 synced bytes would be lost all the same.
@@ -28,14 +29,15 @@ from io import FileIO
 from pathlib import Path
 
 from lake.durable import point
-from lake.engines.lakefs.failures import may_repeat, status_of
+from lake.engines.lakefs.failures import may_have_arrived, may_repeat, status_of
 from lake.engines.lakefs.wire import Wire, segment
-from lake.errors import LakeError, StorageError
+from lake.errors import LakeError, ServerUnreachable, StorageError
 from lake.repository import Metadata, ObjectStat
 from lake.room import Room
 
 _SCHEME = "local://"
 _PLACE = re.compile(r"local://(?P<root>/.+)/(?P<name>data/[^/]+/[^/]+)")
+_XID = re.compile(r"([0-9a-v]{20})(,.*)?")
 _COMPARED = 1 << 20
 # Read, hashed and written while in the processor's cache. Each waits for the interpreter's lock three times,
 # so that files of 64 MiB take a tenth longer with pieces of 256 KiB.
@@ -88,6 +90,9 @@ class LocalStore:
             if 400 <= status_of(error) < 500:
                 file.unlink(missing_ok=True)
                 raise
+            if isinstance(error, ServerUnreachable) and not may_have_arrived(error):
+                file.unlink(missing_ok=True)
+                raise
             if not may_repeat(error, safe=True):
                 raise
             answer = wire.send("PUT", path, query, body, len(body), headers, doing=doing)
@@ -112,6 +117,16 @@ def place_of(address: str) -> tuple[Path, str] | None:
     """Split the address of an object in a local store: the folder of its repository, and its name below that."""
     match = _PLACE.fullmatch(address)
     return None if match is None else (Path(match["root"]), match["name"])
+
+
+def arrival(address: str) -> int:
+    """Give the second in which the server gave out an address, or 0 if it did not make it up itself.
+
+    The last part of one that it did is an xid: 20 digits to the base 32, of which the first 32 bits are the time. One
+    that was given out to be linked ends in a comma and a signature.
+    """
+    match = _XID.fullmatch(address.rpartition("/")[2])
+    return int(match[1], 32) >> 68 if match else 0
 
 
 def find(wire: Wire, stat: ObjectStat, data: bytes | Path) -> LocalStore | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 from itertools import islice
-from typing import NoReturn
 
 from lake.engines.lakefs import merging, threeway
 from lake.engines.lakefs.address import Address, resolve
@@ -16,6 +15,7 @@ from lake.engines.lakefs.landing import land
 from lake.engines.lakefs.plain import importer_for
 from lake.engines.lakefs.retention import Retention
 from lake.engines.lakefs.touching import touching
+from lake.engines.lakefs.unnamed import sweep
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import (
     AlreadyExists,
@@ -31,6 +31,7 @@ from lake.errors import (
     StorageError,
     nearest,
 )
+from lake.garbage import Collected
 from lake.names import MAIN, check_metadata, check_paths
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, Strategy
 
@@ -263,13 +264,12 @@ class LakeFSRepository(Contents, Handle):
         given = None if metadata is None else check_metadata(metadata)
         return merging.cherry_pick(self, self._wire, branch, ref, parent, message, given)
 
-    def collect_garbage(self, **_: object) -> NoReturn:
-        """Raise `BadInput`: only the server's owner can remove objects, with lakeFS's own collector."""
-        raise BadInput(
-            f"{self.location} is on a lakeFS server, whose own collector removes objects; nothing was removed",
-            fix="have its operator run lakeFS garbage collection (the lakefs-spark-client job, not for local storage); "
-            "the retention rules that `emlake init` sets keep the branch of every release; `emlake doctor` checks them",
-        )
+    def collect_garbage(self, *, dry_run: bool = False, **_: object) -> Collected:
+        """Remove what cut-off uploads left in a store on this machine; all else is for lakeFS's own collector.
+
+        `BadInput` where the store is elsewhere; see `lake.engines.lakefs.unnamed`.
+        """
+        return sweep(self._wire, dry_run=dry_run)
 
 
 def _repositories(wire: Wire) -> list[str]:
