@@ -23,7 +23,6 @@ from lake.errors import (
     LakeError,
     NothingToCommit,
     SessionLost,
-    StorageError,
 )
 from lake.location import Location
 from lake.locks import (
@@ -140,7 +139,7 @@ class Session:
         self._state = "closed"
         try:
             self._clean_up()
-        except StorageError as error:
+        except LakeError as error:
             # The commit is made; to raise now would say that it is not.
             _log.warning("session %s landed as %s; its lock is left for the next one: %s", self.id, done, error)
         return done
@@ -193,12 +192,18 @@ class Session:
             fix=f"its work is on branch {self.work!r}; open a new session and replay it",
         )
 
+    def _moved(self, why: str) -> SessionLost:
+        """Lose the session to a branch that moved; the lock is left as by `suspend`, for whoever comes next."""
+        with suppress(LakeError), remembered(self._lock.commit, keep=True):
+            self._repo.create_tag(suspended_tag(self.branch, self._lock.commit), self._lock.commit)
+        return self._lost(why)
+
     def _check_hold(self) -> None:
         if holder_in(lock_tags(self._repo, self.branch), self.branch) != self._lock.commit:
             raise self._lost("its lock was broken")
         head = self._repo.resolve(f"{self.branch}@")
         if head != self.base:
-            raise self._lost(f"the branch is at {head}, not at {self.base} where the work began")
+            raise self._moved(f"the branch is at {head}, not at {self.base} where the work began")
 
     def _land(self, message: str, metadata: Metadata, *, allow_empty: bool) -> CommitId:
         try:
@@ -213,10 +218,10 @@ class Session:
             )
         except ConflictError as error:
             # Its subclasses (nothing to commit, dirty, ...) say what they mean; the base class means a moved head,
-            # since the hidden branch holds all that `base` does.
-            if type(error) is not ConflictError:
+            # since the hidden branch holds all that `base` does, or a server that is busy with something else.
+            if type(error) is not ConflictError or self._repo.resolve(f"{self.branch}@") == self.base:
                 raise
-            raise self._lost(str(error)) from error
+            raise self._moved(str(error)) from error
 
     def _clean_up(self) -> None:
         # The lock goes last: a crash in between leaves a dead lock, which the next session tidies.
@@ -232,6 +237,8 @@ def remembered(holder: CommitId, *, keep: bool) -> Iterator[None]:
     """Remember a holder that could not be let go of; `keep` its work."""
     try:
         yield
-    except StorageError:
+    except SessionLost:  # nothing is held any more
+        raise
+    except LakeError:
         given_up[holder] = keep
         raise

@@ -346,6 +346,13 @@ class SessionsContract:
         session.abandon()
         assert repo.resolve("main") == moved
         assert tree(repo, session.work) == {"a": b"1"}
+        with repo.session("main", owner="bob") as following:
+            assert (following.resumed, following.base) == (False, moved)
+            following.put("a", session.get("a"))
+            following.commit("replayed")
+        assert tree(repo, "main") == {"a": b"1", "b": b"by another way"}
+        assert tree(repo, session.work) == {"a": b"1"}
+        assert dict(repo.tags()) == {}
 
     def test_a_lock_left_by_a_living_process_that_landed_holds_nobody_up_for_long(
         self, repo: Repository, monkeypatch: pytest.MonkeyPatch

@@ -25,17 +25,19 @@ HOST = "127.0.0.1"
 #: What names one hop of a road and not its end.
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 _TIMEOUT_S = 120
+#: Added to a status: the request goes to the server first, and its answer is lost on the way.
+LATE = 1000
 Refusals = Mapping[str, int]  # "METHOD path", as a regular expression, to the status it is answered with
 
 
 @contextmanager
-def proxy(endpoint: str, refusals: Refusals) -> Iterator[str]:
-    """Stand before the server at `endpoint`; gives the endpoint of the proxy.
+def proxy(endpoint: str, refusals: Refusals, *, once: bool = False) -> Iterator[str]:
+    """Stand before the server at `endpoint`; gives the endpoint of the proxy. With `once` each refusal is made once.
 
     Requests that match none of `refusals` go to the server, and its answers come back, as they are. It is a process of
     its own: native libraries wait for an answer with the interpreter's lock in their hands.
     """
-    command = [sys.executable, "-m", __name__, urlsplit(endpoint).netloc, json.dumps(dict(refusals))]
+    command = [sys.executable, "-m", __name__, urlsplit(endpoint).netloc, json.dumps(dict(refusals)), "once" * once]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -48,15 +50,20 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     upstream: str
-    rules: tuple[tuple[re.Pattern[str], int], ...]
+    rules: dict[re.Pattern[str], int]
+    once: bool
     _server: http.client.HTTPConnection | None = None
 
     def _pass(self) -> None:
         body = self._body()
         asked = f"{self.command} {urlsplit(self.path).path}"
-        refused = next((status for pattern, status in self.rules if pattern.search(asked)), None)
+        match = next((pattern for pattern in self.rules if pattern.search(asked)), None)
+        refused = None if match is None else self.rules.pop(match, None) if self.once else self.rules[match]
         if refused is not None:
-            self._answer(refused, "", [("Content-Type", "application/json")], b'{"message": "not offered here"}')
+            if refused > LATE:
+                self._forward(body).read()
+            told = [("Content-Type", "application/json")]
+            self._answer(refused % LATE, "", told, b'{"message": "not offered here"}')
             return
         answer = self._forward(body)
         data = answer.read()
@@ -115,8 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Serve until it is ended; the first line says at which port."""
     upstream, refusals = sys.argv[1], json.loads(sys.argv[2])
+    _Handler.once = sys.argv[3] == "once"
     _Handler.upstream = upstream
-    _Handler.rules = tuple((re.compile(pattern), status) for pattern, status in refusals.items())
+    _Handler.rules = {re.compile(pattern): status for pattern, status in refusals.items()}
     server = ThreadingHTTPServer((HOST, 0), _Handler)
     server.daemon_threads = True
     sys.stdout.write(f"{server.server_port}\n")
@@ -132,8 +140,8 @@ def lakefs_behind(lakefs_server: ServerState, monkeypatch: pytest.MonkeyPatch) -
     """
     with ExitStack() as roads:
 
-        def location(refusals: Refusals) -> str:
-            endpoint = roads.enter_context(proxy(lakefs_server.endpoint, refusals))
+        def location(refusals: Refusals, *, once: bool = False) -> str:
+            endpoint = roads.enter_context(proxy(lakefs_server.endpoint, refusals, once=once))
             monkeypatch.setenv("LAKECTL_SERVER_ENDPOINT_URL", endpoint)
             return f"lakefs://{urlsplit(endpoint).netloc}/r-{uuid.uuid4().hex[:12]}"
 

@@ -15,7 +15,7 @@ status    when (lakeFS 1.84)                                   becomes (unless t
 429       too many requests                                    `ServerUnreachable`
 500, 501  broken action file, bad expression, lost race        `StorageError`
 400, 500  its own disk is full, its quota used up              `NoRoom`
-502-504   a proxy in front found no server                     `ServerUnreachable`
+502-504   a proxy in front lost the server, or found none      `ServerUnreachable`
 (none)    refused, reset, timed out, not even a health         `ServerUnreachable`
 ========  ===================================================  ==========================================
 
@@ -75,6 +75,7 @@ _BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
 #: Ends the message of a request that changes something, where it may have been carried out without an answer.
 UNSURE = "; whether it was carried out is not known"
 _ARRIVED = frozenset({"sent", "slow", "silent"})
+_FROM_IN_FRONT = frozenset({502, 503, 504})
 _START = "start the server (`emlake server start`) or correct the address"
 #: Reasons why no answer came, the first that fits; the last word says how far the request went.
 _NO_ANSWER: tuple[tuple[type | tuple[type, ...], str, str, str], ...] = (
@@ -134,7 +135,9 @@ def _no_room(status: int, text: str, doing: str, size: int, code: int) -> NoRoom
 def from_exception(problem: Exception, doing: str, origin: str, *, changes: bool = False) -> LakeError:
     """Translate what the client library or the network raised; `changes` says that the request is more than a read."""
     if isinstance(problem, ApiException) and problem.status:
-        return from_status(int(problem.status), text_of(problem.body), doing)
+        status, text = int(problem.status), text_of(problem.body)
+        unsure = changes and status in _FROM_IN_FRONT
+        return from_status(status, (text or f"the server answered {status}") + UNSURE if unsure else text, doing)
     reason: object = problem
     if isinstance(problem, ApiException):
         reason = problem.reason  # status 0: the client's way to report a failed TLS handshake
@@ -175,14 +178,14 @@ def status_of(error: LakeError) -> int:
 
 def may_have_arrived(error: LakeError) -> bool:
     """Tell whether a request that got no answer may have been carried out all the same."""
-    return getattr(error, "reach", "") in _ARRIVED
+    return status_of(error) in _FROM_IN_FRONT or getattr(error, "reach", "") in _ARRIVED
 
 
 def may_repeat(error: LakeError, *, safe: bool) -> bool:
     """Tell whether a failed request may be sent again; `safe` requests do no harm when carried out twice."""
     if status_of(error):
         # 429 is given before anything is done; what stands in front of a server may say 502-504 after it was.
-        return status_of(error) == 429 or (safe and status_of(error) in (502, 503, 504))
+        return status_of(error) == 429 or (safe and status_of(error) in _FROM_IN_FRONT)
     went = getattr(error, "reach", "")
     # After a time-out the caller has waited long enough.
     return went == "unsent" or (safe and went == "sent")

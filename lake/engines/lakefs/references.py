@@ -94,6 +94,9 @@ class Clones:
                 waiting += commit.parents[1:]
 
 
+_NAME_TAKEN = 409
+
+
 class References:
     """Looks up, makes and removes names in one repository."""
 
@@ -207,7 +210,10 @@ class References:
         try:
             self._wire.call(self._wire.sdk.tags_api.delete_tag, self._wire.name, name, doing=f"delete tag {name!r}")
         except (NotFound, BadInput) as error:
-            raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, self.tags())) from error
+            tags = self.tags()
+            if name in tags:
+                raise
+            raise RefNotFound(f"there is no tag {name!r}", fix=nearest(name, tags)) from error
 
     def log(self, ref: str, *, limit: int | None = None, first_parent: bool = False) -> Iterator[Commit]:
         """Yield commits reachable from `ref`, newest first."""
@@ -222,6 +228,8 @@ class References:
         try:
             yield
         except ConflictError as error:
+            if status_of(error) != _NAME_TAKEN:
+                raise
             raise AlreadyExists(
                 f"{name!r} is the name of a branch, tag or commit already", fix="choose another name"
             ) from error
