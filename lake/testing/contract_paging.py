@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lake.errors import ConflictError
 from lake.repository import Change, Repository
 from lake.testing.trees import kinds
 
@@ -15,6 +16,11 @@ PAGED = 1_050
 def _in_threads(call: Callable[[str], object], names: Iterable[str]) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(call, names))
+
+
+def _save(repo: Repository, branch: str, keys: Iterable[str], data: bytes) -> None:
+    _in_threads(lambda key: repo.put(branch, key, data), keys)
+    repo.commit(branch, "all of them")
 
 
 class PagingContract:
@@ -43,6 +49,21 @@ class PagingContract:
             "few",
             "many",
         ]
+        nowhere = [f"nowhere/{number}" for number in range(MANY)]
+        assert list(repo.log("main", objects=nowhere)) == []
+        assert list(repo.log("main", prefixes=nowhere)) == []
+        assert len(list(repo.log("main", objects=[*nowhere, keys[-1]]))) == 3
+
+    @pytest.mark.slow
+    def test_more_than_a_page_of_contested_units_is_named_whole(self, repo: Repository) -> None:
+        keys = [f"tables/t{number:04}/part" for number in range(PAGED)]
+        _save(repo, "main", keys, b"0")
+        repo.create_branch("side", "main")
+        _save(repo, "side", keys, b"1")
+        _save(repo, "main", keys, b"2")
+        with pytest.raises(ConflictError) as caught:
+            repo.merge("side", "main", "merge")
+        assert caught.value.units == tuple(key.removesuffix("part") for key in keys)
 
     @pytest.mark.slow
     def test_more_than_a_page_of_branches_tags_and_commits_is_whole(self, repo: Repository) -> None:
