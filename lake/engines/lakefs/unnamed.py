@@ -23,17 +23,20 @@ from pathlib import Path
 
 from lake.engines.lakefs import local_store, objects
 from lake.engines.lakefs.local_store import LocalStore
+from lake.engines.lakefs.references import commit_pages
 from lake.engines.lakefs.sstable import Damaged, blocks, ranges
 from lake.engines.lakefs.threeway import head_of, hidden_branch
 from lake.engines.lakefs.wire import Wire
 from lake.errors import BadInput, CorruptObject, NotFound
 from lake.garbage import Collected, Share
 from lake.names import MAIN
+from lake.repository import CommitId
 
 #: Seconds after which the server names no address any more (24 h), and an hour for clocks that differ.
 EXPIRED_S = 25 * 3600.0
 _NAME = re.compile(rb"[0-9a-v]{20},[\w-]{43}")
 _DIGITS = 64
+_PAUSES_S = (0.0, 0.2, 1.0)
 NAMED, UNNAMED = "committed or staged", "cut-off uploads"
 
 
@@ -54,12 +57,14 @@ def sweep(wire: Wire, *, dry_run: bool = False, older_s: float = EXPIRED_S) -> C
     before = _tables(store)
     left -= _named(store, before)
     if left:
-        for entry in wire.pages("/branches", {"show_hidden": "true"}, fields=("id",), doing="list all branches"):
+        branches = _refs(wire, "/branches", {"show_hidden": "true"})
+        for branch in branches:
             with suppress(NotFound):  # it has just gone, and what was staged on it too
-                listed = objects.listing(wire, entry["id"], "", "", None)
+                listed = objects.listing(wire, branch, "", "", None)
                 left.difference_update(stat.address.rpartition("/")[2] for stat in listed)
         left -= _named(store, _tables(store) - before)
-    sizes = {name: path.stat().st_size for name, path in placed.items()}
+        _check_trees(wire, {*branches.values(), *_refs(wire, "/tags", {}).values()}, store)
+    sizes = {name: _size(path) for name, path in placed.items()}
     if not dry_run:
         for name in left:
             placed[name].unlink(missing_ok=True)
@@ -84,6 +89,25 @@ def _store(wire: Wire) -> LocalStore:
     return store
 
 
+def _refs(wire: Wire, path: str, query: dict[str, object]) -> dict[str, CommitId]:
+    pages = wire.pages(path, query, fields=("id", "commit_id"), doing=f"list {path[1:]}")
+    return {entry["id"]: entry["commit_id"] for entry in pages}
+
+
+def _check_trees(wire: Wire, heads: set[CommitId], store: LocalStore) -> None:
+    """Raise `CorruptObject` if the tree of a commit behind `heads` is not in the store."""
+    waiting, seen = list(heads), set[CommitId]()
+    while waiting:
+        for entry in commit_pages(wire, waiting.pop(), first_parent=True):
+            if entry["id"] in seen:
+                break
+            seen.add(entry["id"])
+            waiting += entry["parents"][1:]
+            tree = store.root / "_lakefs" / str(entry.get("meta_range_id") or "")
+            if not tree.exists():
+                raise _not_whole(tree, "it is missing")
+
+
 def _tables(store: LocalStore) -> set[str]:
     return {path.name for path in (store.root / "_lakefs").glob("*") if len(path.name) == _DIGITS}
 
@@ -93,16 +117,35 @@ def _named(store: LocalStore, tables: set[str]) -> set[str]:
     found: set[str] = set()
     folder = store.root / "_lakefs"
     for name in tables:
-        try:
-            table = (folder / name).read_bytes()
-            for block in blocks(table):
-                found.update(match.decode() for match in _NAME.findall(block))
-            lacking = next((part.id for part in ranges(table) if not Path(folder, part.id).exists()), None)
-        except Damaged as error:
-            raise _not_whole(folder / name, str(error)) from error
+        table = _whole(folder / name)
+        for block in blocks(table):
+            found.update(match.decode() for match in _NAME.findall(block))
+        lacking = next((part.id for part in ranges(table) if not Path(folder, part.id).exists()), None)
         if lacking is not None:
             raise _not_whole(folder / lacking, "it is missing")
     return found
+
+
+def _whole(path: Path) -> bytes:
+    """Read a sorted table, again if it is being written at this moment."""
+    for pause_s in _PAUSES_S:
+        time.sleep(pause_s)
+        table = path.read_bytes()
+        try:
+            for _ in blocks(table):
+                pass
+        except Damaged as error:
+            why = str(error)
+        else:
+            return table
+    raise _not_whole(path, why)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # an upload has failed, and took its own away
+        return 0
 
 
 def _not_whole(path: Path, why: str) -> CorruptObject:
