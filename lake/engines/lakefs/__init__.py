@@ -4,7 +4,8 @@
 engine, built upon `references` (what names mean) and `contents` (what lies under keys, whose bytes `objects` and
 `uploads` carry); `protection` waits for rules to be in force. `merging` adds what lakeFS's merge and revert lack (whole
 units, an expected head), `threeway` finds out whether they are right, `landing` whether a branch moved when an answer
-was lost. `gate` is the release gate that runs inside the server, by the rule of `lake.admission`.
+was lost. `gate` is the release gate that runs inside the server, by the rule of `lake.admission`. `unnamed` removes
+what cut-off uploads left in a store on this machine, `gateway` finds out what the server's S3 gateway does not say.
 
 A key both put and written in a workspace is a conflict in a folder; here the later one stands, whole. The server stages
 one entry a key, and of the earlier upload nothing is left for a commit to find. A put over a write could be refused (a
