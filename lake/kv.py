@@ -15,7 +15,8 @@ NATIVE_ERRORS = (ValueError, OSError, NotImplementedError, IndexError, RuntimeEr
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _GONE = ("connection refused", "error sending request", "could not connect", "connecterror", "curl error", "http error")
 _UNTOLD = "internalerror"  # what a gateway says whose disk is full, for one
-_FORBIDDEN = ("403", "401", "forbidden", "unauthorized", "accessdenied")
+# A status stands alone; in the id of a request or in a key its digits are part of more.
+_FORBIDDEN = re.compile(r"(?<![\w/.-])40[13](?![\w/-]|\.\w)|forbidden|unauthorized|accessdenied")
 
 
 def open_kv(location: Location, context: "ts.Context | None" = None) -> Any:
@@ -51,7 +52,7 @@ def storage_error(error: Exception, location: Location, needed: int = 0) -> Lake
     lowered = text.lower()
     if isinstance(error, ConnectionError) or any(sign in lowered for sign in _GONE):
         return reach.gone(location, text)
-    if location.s3 is not None and any(sign in lowered for sign in _FORBIDDEN):
+    if location.s3 is not None and _FORBIDDEN.search(lowered):
         return NotAuthorized(f"{location.uri}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")
     if location.s3 is not None and location.writable and _UNTOLD in lowered:
         # Costs 0.8 s to import, and is seldom needed.

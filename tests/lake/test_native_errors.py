@@ -150,6 +150,11 @@ def test_causes_are_told_apart() -> None:
     assert isinstance(storage_error(OSError("Connection refused (os error 111)"), place), ServerUnreachable)
     assert isinstance(storage_error(ConnectionResetError("x"), place), ServerUnreachable)
     assert isinstance(storage_error(ValueError("PERMISSION_DENIED: HTTP 403"), place), NotAuthorized)
+    for told in ("[http_response_code='401']", "status code: 403 Forbidden", "AccessDenied", "got HTTP 403."):
+        assert isinstance(storage_error(ValueError(f"ABORTED: {told}"), place), NotAuthorized)
+    # Digits in the id of a request or in a key are no refusal.
+    for told in ("[x-amzn-requestid='aa338675-3b69-4038-bb60-401b40346801']", 'writing "em/403/0_401"', "0-403_1-401"):
+        assert type(storage_error(ValueError(f"ABORTED: {told}"), place)) is StorageError
     # A folder whose name has digits in it is no refusal.
     assert type(storage_error(OSError("Input/output error: /data/403/x"), Location("/data/403"))) is StorageError
     assert type(storage_error(OSError("No space left on device: /data/403/x"), Location("/data/403"))) is NoRoom
