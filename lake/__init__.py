@@ -10,10 +10,12 @@ Depends on nothing else in emlake. Only this room touches lakeFS, Delta, TensorS
 >>> repo.snapshot("main").sql("SELECT count(*) FROM synapses")
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lake.box import Box
+from lake.errors import BadInput
 
 if TYPE_CHECKING:
     from lake.repository import Repository
@@ -21,15 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["Box", "create", "open"]
 
 SERVER_SCHEME = "lakefs://"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open(location: str | Path) -> "Repository":
     """Open a repository: a folder (embedded engine), or `lakefs://host:port/name` (a lakeFS server).
 
-    Raises `RepositoryNotFound`, `FormatTooNew`, `UnsupportedFileSystem`, `ServerUnreachable` or `NotAuthorized`.
+    Raises `BadInput` (another kind of address), `RepositoryNotFound`, `FormatTooNew`, `CorruptObject`,
+    `UnsupportedFileSystem`, `ServerUnreachable` or `NotAuthorized`.
     """
     # Engines are imported here: the lakeFS client alone costs 0.8 s.
-    if str(location).startswith(SERVER_SCHEME):
+    if _is_on_server(location):
         from lake.engines.lakefs import LakeFSRepository
 
         return LakeFSRepository.open(str(location))
@@ -39,11 +43,23 @@ def open(location: str | Path) -> "Repository":
 
 
 def create(location: str | Path) -> "Repository":
-    """Make a new repository with one empty commit on `main`; `AlreadyExists` if there is one."""
-    if str(location).startswith(SERVER_SCHEME):
+    """Make a new repository with one empty commit on `main`; `AlreadyExists` if there is one, `BadInput` as `open`."""
+    if _is_on_server(location):
         from lake.engines.lakefs import LakeFSRepository
 
         return LakeFSRepository.create(str(location))
     from lake.engines.embedded import EmbeddedRepository
 
     return EmbeddedRepository.create(Path(location))
+
+
+def _is_on_server(location: str | Path) -> bool:
+    """Tell a server from a folder; an address of another kind is refused, or it would make a folder named `s3:`."""
+    if str(location).startswith(SERVER_SCHEME):
+        return True
+    if (address := _ADDRESS.match(str(location))) is not None:
+        raise BadInput(
+            f"{str(location)!r} is no place for a repository: {address[0]} is not known",
+            fix="give a folder, or lakefs://host:port/name for a lakeFS server, which may keep its objects in s3",
+        )
+    return False

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 import lake
+from lake.clone import clone
 from lake.engines.embedded import mounts
 from lake.engines.embedded.scratch import Scratch
 from lake.errors import (
     AlreadyExists,
+    BadInput,
+    CorruptObject,
     FormatTooNew,
     LakeError,
     NotFound,
@@ -36,6 +41,16 @@ def test_a_folder_without_a_repository_is_reported(tmp_path):
             lake.open(path)
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/lab", "file:///lab", "LAKEFS://127.0.0.1:8000/lab"])
+def test_an_address_of_another_kind_is_refused_and_no_folder_gets_its_name(address, repo, tmp_path, monkeypatch):
+    # A clone into `s3://bucket/lab` used to end well, in a folder `s3:` under the present one.
+    monkeypatch.chdir(tmp_path)
+    for use in (lake.open, lake.create, partial(clone, repo)):
+        with pytest.raises(BadInput, match=address):
+            use(address)
+    assert os.listdir(tmp_path) == ["repo"]
+
+
 def test_a_repository_of_a_newer_version_is_refused_and_left_alone(repo):
     repo.close()
     marker = repo.root / "emlake.json"
@@ -44,10 +59,10 @@ def test_a_repository_of_a_newer_version_is_refused_and_left_alone(repo):
         lake.open(repo.location)
 
 
-def test_a_damaged_or_incomplete_repository_is_reported(repo):
+def test_a_damaged_or_incomplete_repository_is_reported_as_that_and_not_as_absent(repo):
     repo.close()
     (repo.root / "emlake.json").write_text("{")
-    with pytest.raises(RepositoryNotFound, match="cannot be read"):
+    with pytest.raises(CorruptObject, match=r"emlake\.json cannot be read"):
         lake.open(repo.location)
     for text in (
         "[]",
@@ -57,15 +72,35 @@ def test_a_damaged_or_incomplete_repository_is_reported(repo):
         '{"engine": "embedded", "format": 0}',
     ):
         (repo.root / "emlake.json").write_text(text)
-        with pytest.raises(RepositoryNotFound, match="not one of ours"):
+        with pytest.raises(CorruptObject, match="not one of ours"):
             lake.open(repo.location)
+    (repo.root / "emlake.json").unlink()
+    with pytest.raises(CorruptObject, match=r"emlake\.json is missing"):
+        lake.open(repo.location)
     (repo.root / "emlake.json").write_text('{"engine": "embedded", "format": 1}')
     (repo.root / "refs.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(StorageError, match="database"):
         lake.open(repo.location)
     (repo.root / "refs.sqlite").unlink()
-    with pytest.raises(RepositoryNotFound, match="missing"):
+    with pytest.raises(CorruptObject, match=r"refs\.sqlite is missing"):
         lake.open(repo.location)
+
+
+def test_a_damaged_marker_is_mended_as_the_advice_says(repo):
+    repo.close()
+    (repo.root / "emlake.json").write_text("{")
+    with pytest.raises(CorruptObject) as told:
+        lake.open(repo.location)
+    line = re.search(r"`(\{.*\})`", told.value.fix)
+    (repo.root / "emlake.json").write_text(line[1])
+    lake.open(repo.location).close()
+
+
+def test_a_folder_cannot_be_made_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for below in ("file/repo", "file/deeper/repo"):
+        with pytest.raises(BadInput, match="is a file"):
+            lake.create(tmp_path / below)
 
 
 def test_a_repository_is_not_made_over_anything(repo, tmp_path):
@@ -124,6 +159,19 @@ def test_a_folder_says_what_its_file_system_can_do(repo, monkeypatch):
     assert found["shared extents"][0] in {"ok", "none"}
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
     assert ("hard links", "refused") in [finding[:2] for finding in repo.examine()]
+
+
+def test_what_is_staged_is_counted_by_branch_whoever_has_the_bytes_already(repo):
+    # Contents without a commit were counted: a key whose bytes some commit held, and a deletion, were none.
+    assert ("staged objects", "ok", "none") in repo.examine()
+    repo.put("main", "a", b"1")
+    repo.commit("main", "a")
+    for name in ("one", "two"):
+        repo.create_branch(name, "main")
+    repo.put("one", "again", b"1")
+    repo.put("one", "b", b"2")
+    repo.delete("two", ["a"])
+    assert ("staged objects", "ok", "not committed yet: 2 on one, 1 on two") in repo.examine()
 
 
 # -- views -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from pathlib import Path
 from lake.engines.embedded.audit import keeps_rows_twice
 from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import clone, in_threads
-from lake.engines.embedded.folders import names_in
 from lake.engines.embedded.layout import format_of
 from lake.engines.embedded.mounts import MOUNTS, file_system_of
 from lake.repository import Finding
@@ -34,9 +33,17 @@ def examine(engine: Engine) -> list[Finding]:
         findings.append(
             ("owners", "mixed", "objects of other users: the kernel may refuse to link them, so they are copied")
         )
-    kept = sum(len(names_in(engine.incoming.root / boot)) for boot in names_in(engine.incoming.root))
-    findings.append(("staged objects", "ok", f"{kept} not committed yet"))
+    findings.append(_staged(engine))
     return findings
+
+
+def _staged(engine: Engine) -> Finding:
+    """Count what was put or deleted and is not committed, by branch."""
+    query = "SELECT name, count(*) FROM staging JOIN branches USING (token) GROUP BY name ORDER BY name"
+    with engine.db.read() as con:
+        counts = con.execute(query).fetchall()
+    told = ", ".join(f"{count:,} on {name}" for name, count in counts)
+    return "staged objects", "ok", f"not committed yet: {told}" if told else "none"
 
 
 def _tried(engine: Engine) -> list[Finding]:

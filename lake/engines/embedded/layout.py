@@ -15,7 +15,7 @@ from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Trees
-from lake.errors import AlreadyExists, FormatTooNew, RepositoryNotFound
+from lake.errors import AlreadyExists, BadInput, CorruptObject, FormatTooNew, RepositoryNotFound
 from lake.names import MAIN
 
 FORMAT = 1
@@ -31,7 +31,7 @@ def make_repository(root: Path) -> None:
         raise AlreadyExists(f"there is a repository at {root} already", fix="open it, or choose another folder")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise AlreadyExists(f"{root} is not an empty folder", fix="choose another folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(root)
     check_file_system(root.parent)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as hold:
         fresh = Path(hold) / "repository"
@@ -47,6 +47,14 @@ def make_repository(root: Path) -> None:
                 raise
             raise AlreadyExists(f"{root} was made by somebody else just now", fix="open it") from error
     sync_path(root.parent)
+
+
+def _make_parent(root: Path) -> None:
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(above for above in root.parents if above.exists())
+        raise BadInput(f"{root} cannot be made: {file} is a file", fix="choose another folder") from error
 
 
 def _be_like(given: Path, fresh: Path) -> None:
@@ -88,27 +96,30 @@ def make_folders(root: Path) -> None:
 
 
 def check_openable(root: Path) -> None:
-    """Raise if there is no repository at `root`, or none that this version can read."""
-    missing = RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init {root}")
+    """Raise if there is no repository at `root`, or none that this version can read.
+
+    A repository that lacks its marker or its database is damaged, not absent: nobody is told to make a new one there.
+    """
+    restore = f"restore it from a copy; in format {FORMAT} it says `{marker_text(FORMAT).strip()}`"
     try:
-        if not root.is_dir():
-            raise missing
         marker = json.loads((root / MARKER).read_text())
-    except FileNotFoundError:
-        raise missing from None
+    except (FileNotFoundError, NotADirectoryError):
+        if all((root / part).exists() for part in (DATABASE, *STORES)):
+            raise CorruptObject(f"{root / MARKER} is missing", fix=restore) from None
+        raise RepositoryNotFound(f"there is no repository at {root}", fix=f"make one: emlake init {root}") from None
     except PermissionError as error:
         raise RepositoryNotFound(f"{root} cannot be read: {error.strerror}", fix="ask its owner for access") from error
     except (OSError, ValueError) as error:
-        raise RepositoryNotFound(f"{root / MARKER} cannot be read: {error}", fix="restore it from a copy") from error
+        raise CorruptObject(f"{root / MARKER} cannot be read: {error}", fix=restore) from error
     if (version := _format_in(marker)) is None:
-        raise RepositoryNotFound(f"{root / MARKER} is not one of ours: {marker!r:.80}", fix="restore it from a copy")
+        raise CorruptObject(f"{root / MARKER} is not one of ours: {marker!r:.80}", fix=restore)
     if version > FORMAT:
         raise FormatTooNew(
             f"{root} has format {version}; this emlake reads up to {FORMAT}", fix="install a newer emlake"
         )
     check_file_system(root)
     if not (root / DATABASE).is_file():
-        raise RepositoryNotFound(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")
+        raise CorruptObject(f"{root / DATABASE} is missing", fix="restore it from a copy of the repository")
 
 
 def _format_in(marker: object) -> int | None:
