@@ -1,10 +1,10 @@
 """Naming rules and merge units, the same on every engine (they are lakeFS's rules, plus our reserved words)."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from lake.errors import BadInput, InvalidName
+from lake.errors import BadInput, ConflictError, InvalidName
 
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -16,6 +16,7 @@ MAIN = "main"  # the branch where releases live
 RESERVED_PREFIXES = ("cand-", "session-", "lock.")
 UNIT_ROOTS = ("tables", "volumes", "meshes", "skeletons")
 MAX_KEY_BYTES = 1024
+_NAMED = 5  # of what two sides changed, in a message
 
 
 def check_branch(name: str) -> str:
@@ -96,6 +97,21 @@ def unit_of(key: str) -> str | None:
     if len(parts) == 3 and parts[0] in UNIT_ROOTS and parts[1]:
         return f"{parts[0]}/{parts[1]}/"
     return None
+
+
+def conflict(sides: tuple[str, str], units: Sequence[str], keys: Sequence[str]) -> ConflictError:
+    """Make the error for units and other keys that two sides (destination first) changed to different content."""
+    named = [*units, *keys]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return ConflictError(
+        f"{sides[0]!r} and {sides[1]!r} both changed {', '.join(named[:_NAMED])}{more}",
+        fix="no strategy decides a table or a volume: revert it on one side, or merge it as `contested` and write it "
+        "whole again"
+        if units
+        else "take one side, or replace what both changed and try again",
+        units=units,
+        keys=keys,
+    )
 
 
 def contested_units(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:

@@ -181,7 +181,7 @@ def _spec(
     dtype = plan.dtype or own
     voxel_nm = plan.voxel_nm or size
     if voxel_nm is None:
-        raise BadInput(f"{source} does not tell its voxel size", fix="give it: nm on z, y and x")
+        raise BadInput(f"{source} does not tell its voxel size", fix="give it, nm on z, y and x: --voxel 40,4,4")
     kind: VolumeKind = "affinity" if channels == 3 else "image"
     if dtype in ("uint32", "uint64") and channels == 1:
         kind = "segmentation"

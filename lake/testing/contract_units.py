@@ -89,6 +89,7 @@ class UnitsContract:
         with pytest.raises(ConflictError) as caught:
             repo.merge("side", "main", "merge", strategy="source-wins")
         assert (caught.value.units, caught.value.keys) == (("tables/b/", "volumes/a/"), ())
+        assert "no strategy decides a table or a volume" in caught.value.fix
 
     def test_a_contested_unit_is_decided_object_by_object(self, repo: Repository) -> None:
         save(repo, "main", {"tables/qc_a/both": b"0", "tables/t/1": b"1"})

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from lake.errors import ConflictError
-from lake.names import contested_units, unit_of
+from lake.names import conflict, contested_units, unit_of
 from lake.repository import Change, ObjectStat, Strategy
 
 Tree = Mapping[str, ObjectStat]
@@ -53,12 +52,7 @@ def three_way(
     units = [unit for unit in contested_units(left, right) if not unit.startswith(contested)]
     keys = sorted(k for k in left.keys() & right.keys() if left[k] != right[k] and unit_of(k) not in units)
     if units or (keys and strategy is None):
-        raise ConflictError(
-            f"{names[0]!r} and {names[1]!r} both changed {', '.join([*units, *keys][:5])}",
-            fix="take one side, or replace what both changed and try again",
-            units=units,
-            keys=() if strategy else keys,
-        )
+        raise conflict(names, units, () if strategy else keys)
     result = dict(ours)
     for key in right.keys() - (set(keys) if strategy == "dest-wins" else set()):
         if right[key] is None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from lake.engines.embedded.trees import Tree, Trees
 from lake.engines.embedded.workspaces import Values
-from lake.errors import ConflictError
-from lake.names import contested_units, unit_of
+from lake.names import conflict, contested_units, unit_of
 from lake.repository import Strategy
 
 
@@ -43,13 +42,7 @@ def merged(trees: Trees, base: Tree, ours: Tree, theirs: Tree, rules: Rules) -> 
     left = changes(trees, base, ours)
     units, keys = _contested(left, right, rules.contested)
     if units or (keys and rules.strategy is None):
-        raise ConflictError(
-            f"{rules.ours!r} and {rules.theirs!r} both changed {', '.join([*units, *keys][:5])}"
-            + (f" and {len(units) + len(keys) - 5} more" if len(units) + len(keys) > 5 else ""),
-            fix="take one side, or replace what both changed and try again",
-            units=units,
-            keys=() if rules.strategy else keys,
-        )
+        raise conflict((rules.ours, rules.theirs), units, () if rules.strategy else keys)
     lost = {key.encode() for key in keys} if rules.strategy == "dest-wins" else set()
     return {key: value for key, value in right.items() if key not in lost}
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lake.engines.lakefs.wire import Wire, segment
-from lake.errors import ConflictError, LakeError, NotFound, StorageError
-from lake.names import UNIT_ROOTS, unit_of
+from lake.errors import LakeError, NotFound, StorageError
+from lake.names import UNIT_ROOTS, conflict, unit_of
 from lake.repository import Change, CommitId
 
 _KINDS: Mapping[str, Literal["added", "changed", "removed", "conflict"]] = {
@@ -65,12 +65,7 @@ class Plan:
         """Raise `ConflictError` if units are contested, or objects unless a strategy `decided` them."""
         keys = [] if decided else sorted(key for key in self.conflicts if unit_of(key) not in self.units)
         if self.units or keys:
-            raise ConflictError(
-                f"{names[0]!r} and {names[1]!r} both changed {', '.join([*self.units, *keys][:5])}",
-                fix="take one side, or replace what both changed and try again",
-                units=self.units,
-                keys=keys,
-            )
+            raise conflict(names, self.units, keys)
 
 
 def changes(entries: Iterator[dict[str, Any]]) -> Iterator[Change]:
