@@ -49,7 +49,7 @@ class Cloned:
     made, moved, tags, rules : tuple of str
         Branches made and moved forward, tags made, protection patterns added.
     gone : tuple of str
-        Cloned earlier and gone at the source; kept.
+        Branches and tags on cloned commits that the source has not, or no longer; kept.
     refused : mapping of name to reason
         Branches and tags left alone.
     staged : tuple of str
@@ -103,7 +103,8 @@ def clone(
     Parameters
     ----------
     progress : callable
-        Takes what is counted ("commits", "compared"), how many are done and how many there are.
+        Takes what is counted ("commits", "objects" of the present commit, "compared" heads), how many are done and how
+        many there are.
     dry_run : bool
         Change nothing; say what would be done.
     reread : bool
@@ -281,7 +282,7 @@ class _Work:
     def __init__(
         self, source: Repository, dest: Repository, importer: Importer, plan: Plan, progress: Progress
     ) -> None:
-        self.copier = Copier(source, dest, importer)
+        self.copier = Copier(source, dest, importer, progress)
         self._source, self._dest, self._importer, self._plan = source, dest, importer, plan
         self._progress = progress
         self._lanes = _Lanes(dest, plan.known.values())

@@ -38,7 +38,7 @@ class Plan:
     rules : tuple of str
         Protection patterns to be added.
     gone : tuple of str
-        Branches and tags that were cloned earlier and are gone at the source; they stay.
+        Branches and tags on cloned commits that the source has not, or no longer; they stay.
     refused : mapping
         Branches and tags left alone: name to reason.
     staged : tuple of str

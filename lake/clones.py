@@ -9,7 +9,8 @@ A commit that `emlake clone` made carries in its metadata
 - `cloned_parents`: the ids its parents had there, where not all of them are parents here.
 
 Records in a repository (manifests, verdicts, rows on `ops`) speak of commits by the ids these had where the records
-were written. They are never rewritten: `Repository.resolve` finds the clone of a full commit id that is not here.
+were written. They are never rewritten: `Repository.resolve` finds the clone of a commit id that is not here. So it does
+for the first digits of one, as logs and lists show them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,11 +21,14 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Protocol, runtime_checkable
 
 from lake.errors import RefNotFound
+from lake.names import is_commit_id
+from lake.refs import is_prefix
 from lake.repository import Commit, CommitId, Repository
 
 FROM, BEFORE, TIME = "cloned_from", "cloned_before", "cloned_time"
 COMMITTER, PARENTS = "cloned_committer", "cloned_parents"
 _OURS = (FROM, BEFORE, TIME, COMMITTER, PARENTS)
+_DIGITS = 7  # of an id from elsewhere; a shorter text is more likely a name that was mistyped
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,25 @@ def origins(metadata: Mapping[str, str]) -> tuple[CommitId, ...]:
 def goes_by(commit: Commit, told: object) -> bool:
     """Tell whether an id names this commit: its own, or one that it had elsewhere."""
     return told in (commit.id, *origins(commit.metadata))
+
+
+def may_be_old(base: str) -> bool:
+    """Tell whether a base of a reference may be an id from elsewhere, or enough of its first digits."""
+    return len(base) >= _DIGITS and is_prefix(base)
+
+
+def clone_named(old: str, clones: Mapping[CommitId, CommitId]) -> CommitId | None:
+    """Find a clone by the id that its commit had elsewhere, or the first digits of it; None if none or several answer.
+
+    Parameters
+    ----------
+    clones : mapping
+        Ids from elsewhere to the clones here.
+    """
+    if old in clones or is_commit_id(old):
+        return clones.get(old)
+    found = {clone for other, clone in clones.items() if other.startswith(old.lower())}
+    return found.pop() if len(found) == 1 else None
 
 
 def original_time(commit: Commit) -> datetime:

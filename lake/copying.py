@@ -17,7 +17,7 @@ from threading import Lock
 import lake
 from lake.clones import Held, Importer
 from lake.errors import CorruptObject
-from lake.repository import Change, CommitId, ObjectStat, Repository
+from lake.repository import Change, CommitId, ObjectStat, Progress, Repository
 from lake.wording import counted
 
 _REQUESTS = 8  # at a time, to or from a server
@@ -83,8 +83,9 @@ def stats_of(repo: Repository, commit: CommitId, keys: Sequence[str]) -> Iterato
 class Copier:
     """Copies objects into work branches of `dest`."""
 
-    def __init__(self, source: Repository, dest: Repository, importer: Importer) -> None:
+    def __init__(self, source: Repository, dest: Repository, importer: Importer, progress: Progress) -> None:
         self.total = Count()
+        self._progress = progress
         self.source, self.dest, self._importer = source, dest, importer
         self._held: dict[Identity, Held] = {}
         self._fresh: list[Identity] = []
@@ -93,9 +94,10 @@ class Copier:
 
     def stage(self, branch: str, commit: CommitId, changes: Sequence[Change]) -> None:
         """Stage on `branch` what `changes` say of `commit`."""
+        done = 0
         if removed := [change.key for change in changes if change.kind == "removed"]:
             self.dest.delete(branch, removed)
-            self.total.objects += len(removed)
+            done = len(removed)
         stats = stats_of(self.source, commit, [change.key for change in changes if change.kind != "removed"])
         remote = any(side.location.startswith(lake.SERVER_SCHEME) for side in (self.source, self.dest))
         with ThreadPoolExecutor(_REQUESTS if remote else _FILES) as pool:
@@ -106,7 +108,9 @@ class Copier:
                 for group in (list(first.values()), again):
                     for stat, held in zip(group, pool.map(partial(self._place, branch, commit), group), strict=True):
                         self._note(stat, held)
-                self.total.objects += len(batch)
+                done += len(batch)
+                self._progress("objects", done, len(changes))
+        self.total.objects += done
 
     def settle(self, commit: CommitId) -> None:
         """Note that what was staged is at `commit` now: the work branch moves on."""

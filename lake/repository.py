@@ -82,7 +82,8 @@ class Repository(Protocol):
     def resolve(self, ref: str) -> CommitId:
         """Give the full commit id behind `ref`, or raise `RefNotFound` with the nearest name.
 
-        A full id that a commit had where it was cloned from stands for its clone, here and wherever a `ref` is taken.
+        An id that a commit had where it was cloned from, or its first digits (from seven on), stands for its clone,
+        here and wherever a `ref` is taken.
         """
         ...
 

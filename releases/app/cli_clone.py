@@ -85,7 +85,7 @@ def _lines(done: "Cloned") -> list[str]:
         ("moved branches", done.moved),
         ("new tags", done.tags),
         ("new protection", done.rules),
-        ("gone at the source, kept here", done.gone),
+        ("not at the source, kept here", done.gone),
         ("not copied: staged changes on", done.staged),
     ):
         if names:
@@ -100,6 +100,8 @@ def _lines(done: "Cloned") -> list[str]:
     ]
     if done.compared:
         lines.append(f"compared {counted(done.compared, 'object')} of the new heads by {_comparison(done)}: equal")
+    elif done.comparison == "read" and not done.dry_run:
+        lines.append("compared nothing: no head is new; `emlake scrub` reads back what is there")
     return lines
 
 

@@ -28,7 +28,9 @@ def test_clone_explains_copies_and_then_has_nothing_to_do(emlake, tmp_path):
     logs = [json.loads(emlake("log", "cand-r1", "--repo", at, "--json").out)["commits"] for at in (source, place)]
     assert [(c["message"], c["created"]) for c in logs[0]] == [(c["message"], c["created"]) for c in logs[1]]
     assert [c["id"] for c in logs[0]] == [c["metadata"]["cloned_from"] for c in logs[1]]
-    assert emlake("clone", source, place, "--verify", "full").out.startswith("copied 0 commits")
+    again = emlake("clone", source, place, "--verify", "full").out
+    assert again.startswith("copied 0 commits")
+    assert "compared nothing: no head is new" in again
     assert "unfinished" not in emlake("doctor", "--repo", place).out
 
 

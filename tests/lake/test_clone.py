@@ -6,7 +6,9 @@ from datetime import timedelta
 import pytest
 
 import lake
+from lake import copying
 from lake.clone import clone
+from lake.clones import clone_named
 from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
 from lake.testing.cloning import CLONE, build, check_clone, content_of, run_cloning_machine
 from lake.testing.crash import check_sessions_swept, check_whole, passes_of, python, run
@@ -68,6 +70,38 @@ def test_old_ids_lead_to_the_clone_everywhere_a_reference_is_taken(source, place
     dest.create_branch("again", old)
     with pytest.raises(RefNotFound):
         dest.resolve("0" * 64)
+
+
+def test_the_first_digits_of_an_old_id_lead_to_the_clone_as_logs_show_them(source, place):
+    clone(source, place)
+    dest = opened(place)
+    old = source.resolve("r1")[:12]
+    assert dest.resolve(old) == dest.resolve(old.upper()) == dest.resolve("r1")
+    assert dest.get(old + "~0", "b") == b"2"
+    # A few digits are rather a name that somebody mistyped, and an own id comes first.
+    with pytest.raises(RefNotFound):
+        dest.resolve(old[:6])
+    assert dest.resolve(dest.resolve("main")[:12]) == dest.resolve("main")
+
+
+def test_of_several_old_ids_that_begin_alike_none_is_taken():
+    clones = {"a" * 63 + "1": "one", "a" * 63 + "2": "two", "b" * 64: "three", "c" * 64: "three"}
+    assert clone_named("a" * 12, clones) is None
+    assert clone_named("b" * 12, clones) == clone_named("c" * 64, clones) == "three"
+    assert clone_named("d" * 12, clones) is None
+
+
+def test_a_long_commit_shows_how_far_it_is(source, place, monkeypatch):
+    # One commit of a year of tiles used to stand at "0 of 1 commits" until its end.
+    monkeypatch.setattr(copying, "_BATCH", 2)
+    with source.session("main", owner="me") as session:
+        session.delete(["b"])
+        for number in range(5):
+            session.put(f"many/{number}", bytes([number]))
+        session.commit("many")
+    told = []
+    clone(source, place, progress=lambda *step: told.append(step))
+    assert [step for step in told if step[0] == "objects" and step[2] == 6] == [("objects", n, 6) for n in (3, 5, 6)]
 
 
 def test_a_clone_of_a_clone_knows_all_earlier_ids(source, place, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import lake
 from lake.clone import clone
 from lake.engines.lakefs.identity import identity_of
-from lake.errors import ConflictError, ProtectedBranch
+from lake.errors import ConflictError, ProtectedBranch, RefNotFound
 from lake.scrub import scrub
 from lake.testing.cloning import CLONE, all_commits, build, check_clone, content_of, run_cloning_machine
 from lake.testing.crash import check_sessions_swept, passes_of, python, run
@@ -67,6 +67,20 @@ def test_reads_by_an_old_id_are_those_of_the_clone(source, another):
     assert [entry.key for entry in dest.list(old, "tables/")] == ["tables/t/0"]
     assert list(dest.diff(old, "r1")) == []
     assert [c.id for c in dest.log(old)] == [c.id for c in dest.log("r1")]
+
+
+def test_the_first_digits_of_an_old_id_are_enough(source, another):
+    place = another()
+    clone(source, place)
+    dest, old = lake.open(place), source.resolve("r1")[:12]
+    assert dest.resolve(old) == dest.resolve("r1")
+    assert dest.get(old, "b") == b"2"
+    assert dest.stat(old + "~1", "b").size == 1
+    assert [c.id for c in dest.log(old)] == [c.id for c in dest.log("r1")]
+    with pytest.raises(RefNotFound):
+        dest.get(old[:6], "b")
+    with pytest.raises(RefNotFound):
+        dest.resolve("0" * 12)
 
 
 def test_a_second_run_moves_a_protected_branch_and_leaves_it_protected(source, another):

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from threading import Lock
 
-from lake.clones import FROM, origins
+from lake.clones import FROM, clone_named, may_be_old, origins
 from lake.engines.embedded.database import DEPARTED, Database
 from lake.errors import AlreadyExists, BadInput, ConflictError, ProtectedBranch, RefNotFound
 from lake.names import is_commit_id
@@ -199,8 +199,8 @@ class History:
             rows = con.execute("SELECT id FROM commits WHERE id >= ? AND id < ? LIMIT 2", (low, low + "g")).fetchall()
             if len(rows) == 1:
                 return str(rows[0][0])
-        if is_commit_id(base) and (clone := self._clone_of(con, base)):
-            return clone
+            if not rows and may_be_old(base) and (clone := self._clone_of(con, base)):
+                return clone
         raise not_found(expr, self._names(con, "branches", "tags"))
 
     def _clone_of(self, con: sqlite3.Connection, old: CommitId) -> CommitId | None:
@@ -212,7 +212,7 @@ class History:
                 for commit, body in con.execute(query, (self._clones_seq, FROM)):
                     self._clones.update(dict.fromkeys(origins(json.loads(body)["metadata"]), commit))
                 self._clones_seq = newest
-            clone = self._clones.get(old)
+            clone = clone_named(old, self._clones)
         row = con.execute("SELECT id FROM commits WHERE id = ?", (clone,)).fetchone()
         return str(row[0]) if row else None  # it may have been collected since
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from lake.clones import origins
+from lake.clones import clone_named, may_be_old, origins
 from lake.engines.lakefs.failures import status_of
 from lake.engines.lakefs.landing import public_metadata
 from lake.engines.lakefs.wire import Wire, segment
@@ -21,7 +21,7 @@ from lake.errors import (
     StorageError,
     nearest,
 )
-from lake.names import MAIN, check_branch, check_tag, is_commit_id
+from lake.names import MAIN, check_branch, check_tag
 from lake.refs import not_found, parse
 from lake.repository import Commit, CommitId
 
@@ -61,11 +61,11 @@ class Clones:
         self._lock = RLock()
 
     def find(self, old: CommitId) -> CommitId | None:
-        """Give the commit that was cloned from `old`, or None."""
+        """Give the commit that was cloned from `old`, an id or the first digits of one, or None."""
         with self._lock:
             if old not in self._found:
                 self._read()
-            return self._found.get(old)
+            return clone_named(old, self._found)
 
     def native(self, commit: CommitId) -> CommitId:
         """Give the id to ask the server for: that of the clone if there is one, else `commit` itself."""
@@ -75,7 +75,7 @@ class Clones:
                 info = self._references.commit_info(commit)
             except NotFound:
                 return commit
-            if commit not in (info.id, *origins(info.metadata)):
+            if not any(each.startswith(commit.lower()) for each in (info.id, *origins(info.metadata))):
                 return commit  # a branch or tag with such a name: it may move
             self._natives[commit] = info.id
         return self._natives[commit]
@@ -123,7 +123,7 @@ class References:
         try:
             return self._described(ref)
         except NotFound as error:
-            if is_commit_id(expr.base) and (clone := self._clones.find(expr.base)):
+            if may_be_old(expr.base) and (clone := self._clones.find(expr.base)):
                 return self._described(clone + ref.removeprefix(expr.base))
             raise self._unknown_ref(ref) from error
         except StorageError as error:
@@ -139,7 +139,7 @@ class References:
     def native(self, ref: str) -> str:
         """Put the clone's id into a reference that names a commit by the id it had in another repository."""
         base = parse(ref).base
-        return self._clones.native(base) + ref.removeprefix(base) if is_commit_id(base) else ref
+        return self._clones.native(base) + ref.removeprefix(base) if may_be_old(base) else ref
 
     def _unknown_ref(self, ref: str) -> LakeError:
         try:
