@@ -1,6 +1,6 @@
 """Appending to the tables of `ops` and `archive`: records that are added and never changed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lake import tables
 from lake.errors import BadInput
@@ -17,6 +17,7 @@ def append_rows(
     message: str,
     wait_s: float = 60.0,
     metadata: Metadata = NO_METADATA,
+    anew: Collection[str] = (),
 ) -> CommitId:
     """Append rows to tables of `ops` or `archive` in one commit, and return it.
 
@@ -26,6 +27,8 @@ def append_rows(
         Every table must belong to `branch`; all are written, or none.
     wait_s : float
         How long to wait for another writer of the branch, which is a `ConflictError` after that.
+    anew : collection of table names
+        Tables that are begun anew, since bytes of theirs are lost; what is left of the old ones stays in the history.
 
     Raises
     ------
@@ -39,6 +42,10 @@ def append_rows(
         if spec.branch != branch:
             raise BadInput(f"table {name} belongs to {spec.branch}, not to {branch}", fix=f"append it to {spec.branch}")
     with repo.session(branch, wait_s=wait_s, resume=False) as session:
+        for name in anew:
+            session.delete([stat.key for stat in session.list(f"tables/{name}/")])
+        if anew:
+            session.checkpoint()
         for name, table in rows.items():
             if len(table):
                 tables.append(session.workspace(f"tables/{name}/"), name, table)

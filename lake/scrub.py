@@ -31,6 +31,7 @@ from lake.wording import counted
 
 BATCH_ITEMS, BATCH_BYTES = 512, 256 << 20
 RECORD_S = 300.0
+_RECORD_FIX = "this scrub has begun it anew, and counts everything as never checked: `emlake scrub --all` checks all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,10 @@ class _Run:
         self.memory = record.recall(self.repo, self.inspector.place) if self._may_write() else Memory()
         if self.memory.trouble:
             self.notes.append(f"what earlier scrubs recorded cannot be read: {self.memory.trouble}")
+        self.faults += [
+            Fault("table", f"tables/{table}/", f"the record of earlier scrubs is damaged: {what}", _RECORD_FIX)
+            for table, what in self.memory.lost.items()
+        ]
         self.todo = by_age(extended(self.memory.regions, self.inventory.until))
         try:
             self._contents()
@@ -312,11 +317,16 @@ class _Run:
             tables["scrub_digests"] = [{**row, "place": base["place"], "ts": base["ts"]} for row in learned]
         try:
             append_rows(
-                self.repo, record.OPS, tables, message=f"{self.id}: {counted(self.checked_bytes, 'byte')} checked"
+                self.repo,
+                record.OPS,
+                tables,
+                message=f"{self.id}: {counted(self.checked_bytes, 'byte')} checked",
+                anew=self.memory.lost,
             )
         except LakeError as error:
             self._note(f"not recorded: {error.message}")
             return False
+        self.memory = replace(self.memory, lost={})
         point("scrub.recorded")
         return True
 

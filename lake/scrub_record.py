@@ -9,7 +9,7 @@ import polars as pl
 
 from lake import tables
 from lake.coverage import Region
-from lake.errors import NotFound, StorageError
+from lake.errors import CorruptObject, NotFound, StorageError
 from lake.integrity import Fault
 from lake.repository import Repository
 from lake.schemas import table_spec
@@ -34,20 +34,31 @@ class Memory:
         times is that of commits.
     trouble : str
         Why nothing could be read, where that is so; then everything counts as never checked.
+    lost : mapping of table name to what is wrong
+        Tables of the record that are damaged themselves.
     """
 
     regions: list[Region] = field(default_factory=list)
     damaged: Mapping[FaultId, dict[str, Any]] = field(default_factory=dict)
     latest: datetime | None = None
     trouble: str = ""
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 def recall(repo: Repository, place: str) -> Memory:
     """Read what earlier scrubs of these bytes found."""
-    try:
-        state, faults = rows_of(repo, "scrubs", place), rows_of(repo, "scrub_faults", place)
-    except StorageError as error:
-        return Memory(trouble=error.message)
+    frames: dict[str, pl.DataFrame] = {}
+    lost: dict[str, str] = {}
+    for table in ("scrubs", "scrub_faults"):
+        try:
+            frames[table] = rows_of(repo, table, place)
+        except CorruptObject as error:
+            lost[table] = error.message
+        except StorageError as error:
+            return Memory(trouble=error.message)
+    if lost:
+        return Memory(trouble="; ".join(lost.values()), lost=lost)
+    state, faults = frames.values()
     regions = []
     if not state.is_empty():
         newest = state.filter((pl.col("ts") == pl.col("ts").max()) & (pl.col("kind") == "object"))

@@ -74,7 +74,8 @@ def stored_bytes(repo: "Repository") -> list["Finding"]:
         return []
     known = recall(repo, repo.inspector().place)
     if known.trouble:
-        return [("stored bytes", "unknown", f"what scrubs recorded cannot be read: {known.trouble}")]
+        cure = "; `emlake scrub` begins its record anew" if known.lost else ""
+        return [("stored bytes", "unknown", f"what scrubs recorded cannot be read: {known.trouble}{cure}")]
     if known.damaged:
         names = ", ".join(f"{kind} {name[:16]}" for kind, name in sorted(known.damaged)[:3])
         more = f" and {len(known.damaged) - 3} more" if len(known.damaged) > 3 else ""

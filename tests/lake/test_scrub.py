@@ -225,6 +225,34 @@ def test_a_damaged_record_is_told_and_checked_from_the_start(repo):
     assert "object" in {fault.kind for fault in report.faults}
 
 
+@pytest.mark.parametrize("table", ["scrubs", "scrub_faults"])
+@pytest.mark.parametrize("harm", [os.remove, lambda path: flip(path, 100)], ids=["lost", "flipped"])
+def test_a_record_that_no_copy_holds_is_begun_anew_and_scrubs_go_on_where_they_were(repo, table, harm):
+    # A lost file of the record used to end it for ever: each night the same first contents were checked, and what was
+    # known to be damaged was forgotten, with exit code 0.
+    commit(repo, {f"k{n}": os.urandom(1000) for n in range(40)})
+    bad = path_of(repo, "main", "k7")
+    flip(bad, 5)
+    assert len(scrub(repo, budget=None).faults) == 1
+    for stat in repo.list("ops", f"tables/{table}/"):
+        if stat.key.endswith(".parquet"):
+            harm(stat.address)
+    first = scrub(repo, budget=1000)
+    assert f"tables/{table}/" in {fault.name for fault in first.faults if fault.kind == "table"}
+    assert first.recorded
+    assert first.never > 20
+    second = scrub(repo, budget=30_000)
+    assert second.recorded
+    assert second.never < first.never, "the next run goes on behind this one"
+    assert f"table tables/{table}/" in second.healed
+    found = scrub(repo, budget=None)
+    assert (found.never, found.recorded) == (0, True)
+    name = "".join(bad.split("/")[-2:])
+    for report in (found, scrub(repo, budget=1)):
+        assert name in {fault.name for fault in report.faults}, "what is known to be damaged is told in each run"
+        assert "table" not in {fault.kind for fault in report.faults}
+
+
 _KILLED = """
 import sys
 import lake
