@@ -9,7 +9,8 @@ the parents, committers and times again; the server's own first commit stays bel
 
 ::
 
-    commits, one by one, on work branches `session-clone-*`   killed: the next run finds them by `cloned_from`
+    commits, one by one, on work branches `session-clone-*`   killed: the next run finds them by `cloned_from`,
+                                                              and what was sent for the one that was not finished
     -> heads compared with the source by digest -> branches -> tags -> protection -> work branches removed
 
 Until the comparison has passed no branch of the destination has moved. A second run copies what is new; it deletes
@@ -242,12 +243,15 @@ class _Lanes:
         # A name is never used again: a server remembers for seconds what a branch of that name held.
         self._run, self._count = secrets.token_hex(4), 0
         known = set(clones)
+        #: What a run that was killed within a commit has sent for it: keys, and the branch where they are staged.
+        self.parts: dict[str, str] = {}
         for name, head in dest.branches(LANE).items():
-            if head in known:
-                dest.reset(name)
+            if staged := list(dest.uncommitted(name)):
+                self.parts |= {change.key: name for change in staged if change.kind != "removed"}
+            elif head in known:
                 self._at[head] = name
             else:
-                # Killed within a commit: go back to the last clone.
+                # Killed within a commit on a server: go back to the last clone.
                 last = next((commit.id for commit in dest.log(name, first_parent=True) if commit.id in known), None)
                 if last is not None:
                     self.at(last)
@@ -282,10 +286,10 @@ class _Work:
     def __init__(
         self, source: Repository, dest: Repository, importer: Importer, plan: Plan, progress: Progress
     ) -> None:
-        self.copier = Copier(source, dest, importer, progress)
         self._source, self._dest, self._importer, self._plan = source, dest, importer, plan
         self._progress = progress
         self._lanes = _Lanes(dest, plan.known.values())
+        self.copier = Copier(source, dest, importer, progress, self._lanes.parts)
         self._rebuilder = (
             PlainRebuilder(self.copier, importer, plan, self._lanes)
             if isinstance(importer, PlainImporter)

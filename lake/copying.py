@@ -6,13 +6,14 @@ whole trees can be compared afterwards without reading them again.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 
 import lake
 from lake.clones import Held, Importer
@@ -83,9 +84,17 @@ def stats_of(repo: Repository, commit: CommitId, keys: Sequence[str]) -> Iterato
 class Copier:
     """Copies objects into work branches of `dest`."""
 
-    def __init__(self, source: Repository, dest: Repository, importer: Importer, progress: Progress) -> None:
+    def __init__(
+        self,
+        source: Repository,
+        dest: Repository,
+        importer: Importer,
+        progress: Progress,
+        parts: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.total = Count()
         self._progress = progress
+        self._parts = parts  # keys that an earlier run has sent, and the branches of `dest` where they are staged
         self.source, self.dest, self._importer = source, dest, importer
         self._held: dict[Identity, Held] = {}
         self._fresh: list[Identity] = []
@@ -148,9 +157,25 @@ class Copier:
             self._held[stat.identity] = held
             self._fresh.append(stat.identity)
 
+    def _sent(self, stat: ObjectStat) -> Held | None:
+        """Find what an earlier run has sent under this key, if that is the content, told without a transfer."""
+        if (branch := self._parts.get(stat.key)) is None:
+            return None
+        copy = self.dest.stat(branch, stat.key)
+        if copy.size != stat.size:
+            return None
+        if stat.checksum != copy.checksum or not algorithm(stat.checksum):
+            # The two record different digests: the side that lies on this machine is read.
+            data: bytes | Path | None = _file_of(stat)
+            if data is None and not self.dest.location.startswith(lake.SERVER_SCHEME):
+                data = self.dest.get(branch, stat.key)
+            if data is None or not same_content(stat, copy, data):
+                return None
+        return Held(branch, stat.key, copy.size, copy.checksum)
+
     def _place(self, branch: str, commit: CommitId, stat: ObjectStat) -> Held | None:
         """Stage one object: from what the destination has, if it does (then None), else by sending it."""
-        here = self._held.get(stat.identity) or Held("", stat.key, stat.size, stat.checksum)
+        here = self._held.get(stat.identity) or self._sent(stat) or Held("", stat.key, stat.size, stat.checksum)
         if self._importer.reuse(branch, stat.key, here, stat.content_type, stat.metadata):
             return None
         data = bytes_of(self.source, commit, stat)
@@ -169,10 +194,12 @@ class Copier:
 
 def bytes_of(repo: Repository, commit: CommitId, stat: ObjectStat) -> bytes | Path:
     """Give an object as the file it lies in, where it is one on this machine, else its bytes."""
+    return _file_of(stat) or repo.get(commit, stat.key)
+
+
+def _file_of(stat: ObjectStat) -> Path | None:
     place = Path(stat.address)
-    if stat.address and place.is_absolute() and place.is_file():
-        return place
-    return repo.get(commit, stat.key)
+    return place if stat.address and place.is_absolute() and place.is_file() else None
 
 
 def same_content(left: ObjectStat, right: ObjectStat, data: bytes | Path) -> bool:

@@ -1,12 +1,17 @@
 """A history worth cloning, what its clone must hold, and random histories that are cloned now and then."""
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
+import pytest
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 import lake
+from lake import copying
 from lake.clone import Cloned, clone
 from lake.repository import Commit, CommitId, Repository
 from lake.testing.machine import RepositoryMachine, machine_settings
@@ -48,6 +53,30 @@ def all_commits(repo: Repository) -> dict[CommitId, Commit]:
     """Read every commit behind branches and tags."""
     heads = {*repo.branches().values(), *repo.tags().values()}
     return {commit.id: commit for head in heads for commit in repo.log(head)}
+
+
+def check_resumed_within_a_commit(
+    source: Repository, place: str | Path, patch: pytest.MonkeyPatch, then: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
+    """Interrupt a clone after four of six objects of a new commit, change `then` in it; only what is left is sent."""
+    patch.setattr(copying, "_BATCH", 2)
+    made = {f"many/{n}": os.urandom(5) for n in range(6)}
+    head = source.resolve("side")
+    save(source, "side", made, "many")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if (what, done, total) == ("objects", 4, 6):
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        clone(source, place, progress=stop)
+        raise AssertionError("it was not interrupted")
+    if then:
+        source.reset_to("side", head)
+        save(source, "side", {**made, **then}, "many otherwise")
+    left = clone(source, place)
+    assert left.commits == 1
+    assert left.contents == 2 + len(then), "what was sent already is not sent again"
 
 
 def check_clone(source: Repository, dest: Repository, refused: Mapping[str, str], *, within: timedelta) -> None:

@@ -8,9 +8,16 @@ import pytest
 import lake
 from lake import copying
 from lake.clone import clone
-from lake.clones import clone_named
+from lake.clones import clone_named, origins
 from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
-from lake.testing.cloning import CLONE, build, check_clone, content_of, run_cloning_machine
+from lake.testing.cloning import (
+    CLONE,
+    build,
+    check_clone,
+    check_resumed_within_a_commit,
+    content_of,
+    run_cloning_machine,
+)
 from lake.testing.crash import check_sessions_swept, check_whole, passes_of, python, run
 from lake.testing.trees import save, state
 
@@ -91,6 +98,22 @@ def test_of_several_old_ids_that_begin_alike_none_is_taken():
     assert clone_named("d" * 12, clones) is None
 
 
+def test_what_was_sent_for_a_commit_that_was_not_finished_is_not_sent_again(source, place, monkeypatch):
+    # An acquisition is one commit of a terabyte: a clone of it that was killed near its end used to begin it anew.
+    clone(source, place)
+    check_resumed_within_a_commit(source, place, monkeypatch)
+    check_clone(source, opened(place), {}, within=EXACT)
+    assert not opened(place).branches("session-")
+
+
+def test_what_was_sent_under_a_key_that_means_something_else_now_is_sent_again(source, place, monkeypatch):
+    clone(source, place)
+    check_resumed_within_a_commit(
+        source, place, monkeypatch, then={"many/1": b"other", "many/2": b"longer than it was"}
+    )
+    check_clone(source, opened(place), {}, within=EXACT)
+
+
 def test_a_long_commit_shows_how_far_it_is(source, place, monkeypatch):
     # One commit of a year of tiles used to stand at "0 of 1 commits" until its end.
     monkeypatch.setattr(copying, "_BATCH", 2)
@@ -162,6 +185,62 @@ def test_a_branch_that_moved_on_by_itself_is_left_alone_and_named_and_the_others
     assert dest.resolve("side") == own
     assert cloned.made == ("fresh",)
     check_clone(source, dest, cloned.refused, within=EXACT)
+
+
+def test_a_branch_of_the_destinations_own_is_neither_gone_nor_touched(source, place):
+    clone(source, place)
+    dest = opened(place)
+    dest.create_branch("own", "side")
+    save(dest, "own", {"own": b"1"}, "own")
+    assert clone(source, place).gone == ()
+    assert dest.get("own", "own") == b"1"
+
+
+def test_a_destination_that_moves_before_the_clone_holds_it_is_left_alone(source, place, monkeypatch):
+    clone(source, place)
+    dest = opened(place)
+    save(source, "side", {"more": b"more"}, "more")
+    lock = lake.clone._lock
+
+    def late(repo, owner):
+        save(dest, "side", {"meanwhile": b"1"}, "meanwhile")
+        return lock(repo, owner)
+
+    monkeypatch.setattr("lake.clone._lock", late)
+    with pytest.raises(ConflictError, match="moved just now"):
+        clone(source, place)
+    assert dest.commit_info("side").message == "meanwhile"
+
+
+def test_all_new_heads_are_compared_those_that_only_a_tag_leads_to_as_well(source, place):
+    source.create_tag("old", "side")
+    source.reset_to("side", "side~1")
+    heads = {source.resolve(name) for name in (*source.branches(), *source.tags())}
+    assert source.resolve("old") not in source.branches().values()
+    assert clone(source, place).compared == sum(1 for head in heads for _ in source.list(head))
+
+
+@pytest.mark.parametrize(("key", "text"), [("a", "text/plain"), ("more", "application/octet-stream")])
+def test_a_comparison_names_what_differs_in_type_alone_or_is_on_one_side_alone(source, place, key, text):
+    *_, first = source.log("main")
+    source.create_branch("plain", first.id)
+    at = save(source, "plain", {"a": b"1", "b": b"2"})
+    dest = lake.create(place)
+    dest.put("main", key, b"1", content_type=text)
+    clone_at = save(dest, "main", {"b": b"2"} | ({"a": b"1"} if key != "a" else {}))
+    copier = copying.Copier(source, dest, dest.importer(), lambda *_: None)
+    with pytest.raises(CorruptObject, match=f"'{key}'"):
+        copying.compare(copier, at, clone_at, reread=False)
+
+
+def test_what_was_picked_from_a_clone_is_not_taken_for_it(source, place):
+    old = save(source, "side", {"more": b"more"}, "more")
+    clone(source, place)
+    dest = opened(place)
+    dest.create_branch("pick", "main")
+    made = dest.cherry_pick("pick", "side")
+    assert origins(dest.commit_info(made).metadata) == ()
+    assert dest.resolve(old) == dest.resolve("side") != made
 
 
 def test_a_branch_with_staged_changes_at_the_destination_is_left_alone(source, place):

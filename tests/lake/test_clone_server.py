@@ -12,7 +12,15 @@ from lake.clone import clone
 from lake.engines.lakefs.identity import identity_of
 from lake.errors import ConflictError, ProtectedBranch, RefNotFound
 from lake.scrub import scrub
-from lake.testing.cloning import CLONE, all_commits, build, check_clone, content_of, run_cloning_machine
+from lake.testing.cloning import (
+    CLONE,
+    all_commits,
+    build,
+    check_clone,
+    check_resumed_within_a_commit,
+    content_of,
+    run_cloning_machine,
+)
 from lake.testing.crash import check_sessions_swept, passes_of, python, run
 from lake.testing.example import M1, tile_path, write_example
 from lake.testing.rot import flip
@@ -81,6 +89,19 @@ def test_the_first_digits_of_an_old_id_are_enough(source, another):
         dest.get(old[:6], "b")
     with pytest.raises(RefNotFound):
         dest.resolve("0" * 12)
+
+
+def test_what_was_sent_for_a_commit_that_was_not_finished_is_not_sent_again(source, another, tmp_path, monkeypatch):
+    place = another()
+    clone(source, place)
+    check_resumed_within_a_commit(source, place, monkeypatch)
+    check_clone(source, lake.open(place), {}, within=SECOND)
+    clone(lake.open(place), tmp_path / "back")
+    check_resumed_within_a_commit(lake.open(place), tmp_path / "back", monkeypatch)
+    second = another()
+    clone(lake.open(place), second)
+    check_resumed_within_a_commit(lake.open(place), second, monkeypatch)
+    assert not lake.open(second).branches("session-")
 
 
 def test_a_second_run_moves_a_protected_branch_and_leaves_it_protected(source, another):
