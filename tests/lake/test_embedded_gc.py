@@ -390,6 +390,32 @@ def test_a_merge_of_a_bare_commit_that_is_collected_meanwhile_is_refused(repo, m
     writer.close()
 
 
+def test_a_branch_made_between_marking_and_forgetting_keeps_all_that_its_commits_hold(repo, monkeypatch):
+    bare = save(repo, "side", {"x": BIG})
+    repo.delete_branch("side")
+    writer = lake.open(repo.location)
+    forget = lake.engines.embedded.gc._Collection._forget
+
+    def late(collection, live):
+        writer.create_branch("back", bare)
+        return forget(collection, live)
+
+    monkeypatch.setattr(lake.engines.embedded.gc._Collection, "_forget", late)
+    assert repo.collect_garbage(grace_s=0).commits_removed == 0
+    assert content(repo, "back") == {"x": BIG}
+    check_whole(repo)
+    writer.close()
+
+
+def test_the_lock_of_a_session_whose_work_has_gone_still_tells_who_holds_it(repo):
+    session = repo.session("main", owner="ann")
+    session.put("worked", b"w")
+    repo.delete_branch(session.work)
+    repo.collect_garbage(grace_s=0)
+    with pytest.raises(ConflictError, match="ann"):
+        repo.session("main", owner="bob")
+
+
 def test_work_that_does_not_end_lets_the_collector_give_up_and_everything_stays(repo, monkeypatch):
     save(repo, "side", {"x": b"x" * 300})
     repo.delete_branch("side")

@@ -1,6 +1,7 @@
 """What a scrub checks in which order, what it records, and whom it names."""
 
 import os
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -153,6 +154,29 @@ def test_a_damaged_object_is_named_with_commits_releases_heads_and_tables(repo):
     assert (fault.first, fault.last, fault.commits) == (first, middle, 2)
     assert (fault.releases, fault.refs, fault.tables) == (("r7",), ("r7",), ("t",))
     assert not {example_free, after} & {fault.first, fault.last}
+
+
+def test_all_commits_of_one_tree_are_named_the_one_undone_and_made_again_too(repo):
+    # A release that is rolled back leaves main with the tree it had: both commits hold the object.
+    first = commit(repo, {"k": b"data"})
+    again = repo.revert("main", commit(repo, {"more": b"x"}))
+    flip(path_of(repo, first, "k"))
+    [fault] = [fault for fault in scrub(repo, budget=None).faults if fault.kind == "object"]
+    assert (fault.first, fault.last, fault.commits, fault.refs) == (first, again, 3, ("main",))
+
+
+def test_a_damaged_commit_names_the_merge_that_took_it_and_the_branch_that_ends_in_it(repo):
+    repo.create_branch("side", "main")
+    damaged = commit(repo, {"s": b"1"}, branch="side")
+    commit(repo, {"m": b"1"})
+    merge = repo.merge("side", "main", "merge")
+    last = commit(repo, {"m": b"2"})
+    with sqlite3.connect(repo.root / "refs.sqlite") as con:
+        con.execute("UPDATE commits SET body = ? WHERE id = ?", (b"no body", damaged))
+    con.close()
+    [fault] = [fault for fault in scrub(repo, budget=None).faults if fault.kind == "commit"]
+    assert (fault.name, fault.first, fault.last, fault.commits) == (damaged, merge, last, 2)
+    assert fault.refs == ("main", "side")
 
 
 def test_a_damaged_manifest_is_restored_and_others_may_be_hit_worse_than_they_know(repo):
