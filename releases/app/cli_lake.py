@@ -71,13 +71,14 @@ def log(
 
     A message of many lines is shown by its first one; --json has it whole.
     """
-    from lake.clones import original_time
+    from lake.clones import original_committer, original_time
 
     rows = [
         {
             "id": c.id,
             "parents": list(c.parents),
             "created": original_time(c),
+            "committer": original_committer(c),
             "message": c.message,
             "metadata": dict(c.metadata),
         }

@@ -215,6 +215,19 @@ def test_refs_and_the_marker_are_not_healed_and_a_commit_not_while_refs_are_dama
     assert not healed.cured
 
 
+def test_a_commit_whose_parent_is_lost_is_left_and_told_what_helps(repo, copy):
+    for name in ("lost", "child"):
+        repo.put("ops", name, b"1")
+        commit = repo.commit("ops", name)
+    lost = repo.resolve(f"{commit}~1")
+    with closing(sqlite3.connect(repo.root / "refs.sqlite")) as con, con:
+        con.execute("DELETE FROM commits WHERE id = ?", (lost,))
+    healed = heal(repo, copy, budget=None)
+    why = {why for fault, why in healed.left if fault.kind == "commit"}
+    assert why == {"refs.sqlite lacks a commit: restore the folder from a copy of the repository"}
+    assert not healed.cured
+
+
 def test_a_repository_is_not_healed_from_itself(repo, tmp_path):
     (tmp_path / "link").symlink_to(repo.root)
     with closing(lake.open(tmp_path / "link")) as same, pytest.raises(BadInput, match="itself"):
@@ -227,6 +240,18 @@ def test_a_file_that_somebody_wrote_in_a_workspace_is_not_healed_away(repo, copy
     flip(repo.stat("work@", "small").address, 1)
     assert heal(repo, copy, budget=None).ok
     assert (folder / "small").read_bytes() == b"better"
+
+
+def test_a_file_written_in_a_workspace_after_it_was_found_damaged_is_not_healed_away(repo, copy):
+    path = repo.workspace("work", "").path / "small"
+    flip(path, 1)
+
+    def write(step, done, total):
+        if step == "contents":
+            path.write_bytes(b"better")
+
+    heal(repo, copy, budget=None, progress=write)
+    assert path.read_bytes() == b"better"
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
