@@ -120,6 +120,19 @@ def test_a_damaged_tree_its_ranges_and_their_objects_are_healed_in_one_go(repo, 
         assert {fault.kind for fault in healed.cured} >= {"manifest", "object"}
 
 
+def test_an_object_that_is_gone_below_a_damaged_manifest_is_found_and_healed_in_the_same_run(repo, copy):
+    # Nobody can miss it before the manifest that names it is whole.
+    lost = Path(repo.stat("work", "v/large").address)
+    for path in files(repo, "manifests/*/*"):
+        flip(path, path.stat().st_size // 2)
+    lost.unlink()
+    repo.close()
+    with closing(lake.open(repo.location)) as again:
+        healed = heal(again, copy, budget=None)
+        assert healed.ok, healed.left
+        assert lost.read_bytes() == LARGE
+
+
 def test_what_a_commit_says_is_healed(repo, copy):
     with closing(sqlite3.connect(repo.root / "refs.sqlite")) as con, con:
         [(damaged, body)] = con.execute("SELECT id, body FROM commits WHERE CAST(body AS TEXT) LIKE '%\"one\"%'")
