@@ -190,6 +190,23 @@ def test_a_clone_on_a_server_heals_its_origin_and_an_origin_its_clone(repo, lake
         assert scrub(there, budget=None).ok
 
 
+@pytest.mark.lakefs
+def test_an_object_whose_first_commit_the_other_place_never_had_is_found_by_its_last(repo, lakefs_server):
+    where = lakefs_server.location(f"r-{os.urandom(6).hex()}")
+    repo.reset("work")
+    repo.create_branch("own", "work")
+    for branch in ("own", "work"):
+        repo.put(branch, "late", b"late bytes")
+        repo.commit(branch, branch)
+    repo.delete_branch("own")
+    clone(repo, where)
+    flip(repo.stat("work", "late").address, 1)
+    with closing(lake.open(where)) as there:
+        healed = heal(repo, there, budget=None)
+    assert healed.ok, healed.left
+    assert repo.get("work", "late") == b"late bytes"
+
+
 # -- what cannot be healed ---------------------------------------------------------------------------------------------
 def test_what_the_other_place_lacks_or_holds_damaged_is_left_as_it_is_and_told(repo, copy):
     small, large, typed = (Path(stat.address) for stat in repo.list("work@"))
