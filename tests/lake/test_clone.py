@@ -9,6 +9,7 @@ import lake
 from lake import copying
 from lake.clone import clone
 from lake.clones import clone_named, origins
+from lake.engines.embedded.importing import EmbeddedImporter
 from lake.errors import BadInput, ConflictError, CorruptObject, RefNotFound
 from lake.testing.cloning import (
     CLONE,
@@ -184,6 +185,7 @@ def test_a_branch_that_moved_on_by_itself_is_left_alone_and_named_and_the_others
     assert "of its own" in cloned.refused["side"]
     assert dest.resolve("side") == own
     assert cloned.made == ("fresh",)
+    assert cloned.commits == 0, "what only a refused branch leads to is not copied"
     check_clone(source, dest, cloned.refused, within=EXACT)
 
 
@@ -261,6 +263,30 @@ def test_a_branch_or_tag_that_the_source_made_anew_is_left_alone(source, place):
     before = state(opened(place))
     assert set(clone(source, place).refused) == {"side", "r1"}
     assert state(opened(place)) == before
+
+
+def test_a_branch_that_the_source_moved_back_is_left_alone_and_not_said_to_have_moved_here(source, place):
+    save(source, "side", {"more": b"1"}, "more")
+    clone(source, place)
+    source.reset_to("side", "side~1")
+    refused = clone(source, place).refused
+    assert set(refused) == {"side"}
+    assert "moved it back" in refused["side"]
+
+
+def test_main_is_moved_when_all_else_is_there(source, place, monkeypatch):
+    moved = []
+    move = EmbeddedImporter.move
+
+    def watched(importer, moves):
+        for each in moves:
+            moved.append(each.branch)
+            move(importer, [each])
+
+    monkeypatch.setattr(EmbeddedImporter, "move", watched)
+    clone(source, place)
+    assert sorted(moved) == ["main", "ops", "side"]
+    assert moved[-1] == "main"
 
 
 def test_a_repository_is_not_cloned_into_itself(source, tmp_path):

@@ -5,15 +5,17 @@ import multiprocessing
 import os
 import sqlite3
 import threading
+import time
 
 import pytest
 
 import lake
 import lake.engines.embedded.gc
+from lake.clones import Move
 from lake.engines.embedded import commits
 from lake.engines.embedded.gc import FORGOTTEN, LEFTOVERS, UNREFERENCED, VIEWS
 from lake.errors import ConflictError, CorruptObject, RefNotFound
-from lake.testing.clocks import Ahead
+from lake.testing.clocks import Ahead, Behind
 from lake.testing.crash import check_whole, content
 
 BIG = bytes(range(256)) * 400  # 100 KiB: shown as a link
@@ -60,7 +62,7 @@ def test_what_a_deleted_branch_alone_held_goes_and_what_others_share_stays(repo)
     assert not (repo.root / "trash").exists()
 
 
-def test_grace_counts_from_when_a_branch_or_tag_gave_the_commit_up(repo, monkeypatch):
+def test_grace_counts_from_when_a_tag_gave_the_commit_up(repo, monkeypatch):
     tagged = save(repo, "side", {"old": b"o" * 500})
     repo.create_tag("r1", tagged)
     repo.delete_branch("side")
@@ -77,6 +79,36 @@ def test_grace_counts_from_when_a_branch_or_tag_gave_the_commit_up(repo, monkeyp
     assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
     with pytest.raises(RefNotFound):
         repo.get(tagged, "old")
+
+
+def move_away(repo, commit):
+    repo.importer().move([Move("side", repo.resolve("main"), commit)])
+
+
+@pytest.mark.parametrize(
+    "give_up",
+    [
+        lambda repo, commit: repo.delete_branch("side"),
+        lambda repo, commit: repo.reset_to("side", "main"),
+        move_away,
+    ],
+    ids=["deleted", "reset", "moved by a clone"],
+)
+def test_grace_counts_from_when_a_branch_gave_the_commit_up(repo, monkeypatch, give_up):
+    made = save(repo, "side", {"old": b"o" * 500})
+    now = lake.engines.embedded.gc.time.time()
+    monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 3 * WEEK_S)
+    assert repo.collect_garbage(grace_s=WEEK_S).kept["branches"].count > 3
+    with monkeypatch.context() as later:
+        # The commit was made three weeks before it is given up.
+        later.setattr("lake.engines.embedded.history.time.time", lambda: now + 3 * WEEK_S)
+        give_up(repo, made)
+    assert repo.collect_garbage(grace_s=WEEK_S).kept["grace"].count == 3
+    assert repo.get(made, "old") == b"o" * 500
+    monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 5 * WEEK_S)
+    assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
+    with pytest.raises(RefNotFound):
+        repo.get(made, "old")
 
 
 def test_a_new_commit_has_its_grace_period_whoever_gave_it_up(repo, monkeypatch):
@@ -404,6 +436,26 @@ def test_a_branch_made_between_marking_and_forgetting_keeps_all_that_its_commits
     assert repo.collect_garbage(grace_s=0).commits_removed == 0
     assert content(repo, "back") == {"x": BIG}
     check_whole(repo)
+    writer.close()
+
+
+def test_what_is_made_and_given_up_while_it_marks_stays_for_this_time_though_a_clock_is_put_back(repo, monkeypatch):
+    writer = lake.open(repo.location)
+    forget = lake.engines.embedded.gc._Collection._forget
+    made = []
+
+    def late(collection, live):
+        with monkeypatch.context() as wrong:
+            hours_ago = time.time() - 7200
+            wrong.setattr("lake.engines.embedded.history.time.time", lambda: hours_ago)
+            wrong.setattr("lake.engines.embedded.history.datetime", Behind)
+            made.append(save(writer, "side", {"x": b"x" * 99}))
+            writer.delete_branch("side")
+        return forget(collection, live)
+
+    monkeypatch.setattr(lake.engines.embedded.gc._Collection, "_forget", late)
+    assert repo.collect_garbage(grace_s=0).commits_removed == 0
+    assert content(repo, made[0]) == {"x": b"x" * 99}
     writer.close()
 
 
