@@ -49,7 +49,7 @@ def recall(repo: Repository, place: str) -> Memory:
     """Read what earlier scrubs of these bytes found."""
     frames: dict[str, pl.DataFrame] = {}
     lost: dict[str, str] = {}
-    for table in ("scrubs", "scrub_faults"):
+    for table in ("scrubs", "scrub_faults", "scrub_digests"):
         try:
             frames[table] = rows_of(repo, table, place)
         except CorruptObject as error:
@@ -58,7 +58,7 @@ def recall(repo: Repository, place: str) -> Memory:
             return Memory(trouble=error.message)
     if lost:
         return Memory(trouble="; ".join(lost.values()), lost=lost)
-    state, faults = frames.values()
+    state, faults = frames["scrubs"], frames["scrub_faults"]
     regions = []
     if not state.is_empty():
         newest = state.filter((pl.col("ts") == pl.col("ts").max()) & (pl.col("kind") == "object"))

@@ -287,6 +287,27 @@ def test_a_server_that_goes_during_a_scrub_is_an_error_of_storage(repo):
 
 
 @pytest.mark.lakefs
+@pytest.mark.parametrize("table", ["scrubs", "scrub_digests"])
+@pytest.mark.parametrize("harm", [os.remove, lambda path: flip(path, 100)], ids=["lost", "flipped"])
+def test_a_record_that_is_lost_on_a_server_is_told_and_begun_anew(repo, lakefs_server, table, harm):
+    commit(repo, {f"k{n}": os.urandom(1000) for n in range(10)})
+    upload_in_parts(lakefs_server, repo.location, "parts", os.urandom(7 * MIB), b"tail")
+    repo.commit("main", "in parts")
+    scrub(repo, budget=None)
+    keys = [stat.key for stat in repo.list("ops", f"tables/{table}/") if stat.key.endswith(".parquet")]
+    assert keys
+    for key in keys:
+        harm(path_of(repo, "ops", key))
+    first = scrub(repo, budget=1000)
+    assert f"tables/{table}/" in {fault.name for fault in first.faults if fault.kind == "table"}
+    assert first.recorded
+    second = scrub(repo, budget=None)
+    assert (second.recorded, second.never) == (True, 0)
+    assert "table" not in {fault.kind for fault in second.faults}
+    assert {keys[0]} <= {key for fault in second.faults for key in fault.keys}
+
+
+@pytest.mark.lakefs
 def test_a_budget_on_a_server_takes_what_was_never_checked_first(repo):
     commit(repo, {f"k{n}": os.urandom(1000) for n in range(12)})
     first = scrub(repo, budget=6000)
