@@ -275,12 +275,14 @@ def test_a_file_that_somebody_wrote_in_a_workspace_is_not_healed_away(repo, copy
 def test_a_file_written_in_a_workspace_after_it_was_found_damaged_is_not_healed_away(repo, copy):
     path = repo.workspace("work", "").path / "small"
     flip(path, 1)
+    found = path.read_bytes()
 
     def write(step, done, total):
-        if step == "contents":
+        if step == "contents" and done >= total and path.read_bytes() == found:
             path.write_bytes(b"better")
 
-    heal(repo, copy, budget=None, progress=write)
+    healed = heal(repo, copy, budget=None, progress=write)
+    assert [fault.kind for fault in healed.cured] == ["copy"], "it was found before it was written"
     assert path.read_bytes() == b"better"
 
 
