@@ -226,7 +226,7 @@ class NoRoom(StorageError):
     needed : int
         Bytes that the operation needs in all, as far as that is known; 0 if it is not.
     free : int
-        Bytes that were free when it had given up.
+        Bytes that were free on the disk when it had given up; a quota may leave fewer.
     code : int
         ENOSPC, EDQUOT or EFBIG.
     """

@@ -9,6 +9,7 @@ import errno
 import resource
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,21 @@ def free_below(path: Path | str) -> tuple[Path, int]:
     return folder, shutil.disk_usage(folder).free
 
 
+def refusal(path: Path | str, size: int = TRANSACTION) -> int:
+    """Write `size` bytes to a file without a name at or above `path`; give ENOSPC, EDQUOT or EFBIG if that fails, or 0.
+
+    Of a quota only trying tells: what a file system says is free is free to others.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=free_below(path)[0], buffering=0) as file:
+            left = memoryview(bytes(size))
+            while left:
+                left = left[file.write(left) :]
+    except OSError as error:
+        return error.errno if error.errno in NO_ROOM else 0
+    return 0
+
+
 def no_room(path: Path | str, needed: int, code: int = errno.ENOSPC) -> NoRoom:
     """Make the error for lack of room.
 
@@ -66,13 +82,19 @@ def no_room(path: Path | str, needed: int, code: int = errno.ENOSPC) -> NoRoom:
             free=free,
             code=code,
         )
-    short = max(needed - free, 0)
-    more = f"free at least {short:,} bytes there" if short and code == errno.ENOSPC else "make room there"
-    where = f"the quota for {folder} is used up" if code == errno.EDQUOT else f"no room left in {folder}"
     if code == errno.EDQUOT:
-        more = "raise the quota or remove files of this user"
+        more = f"raise the quota by {needed:,} bytes" if needed else "raise the quota"
+        return NoRoom(
+            f"the quota for {folder} is used up: {amount}; of the disk itself {free:,} are free",
+            fix=f"{more} or remove files that count towards it, then repeat the command: it goes on from what is whole",
+            needed=needed,
+            free=free,
+            code=code,
+        )
+    short = max(needed - free, 0)
+    more = f"free at least {short:,} bytes there" if short else "make room there"
     return NoRoom(
-        f"{where}: {amount}, {free:,} are free",
+        f"no room left in {folder}: {amount}, {free:,} are free",
         fix=f"{more}, then repeat the command: it goes on from what is whole",
         needed=needed,
         free=free,
@@ -92,7 +114,7 @@ def code_of(error: BaseException, root: Path | str) -> int:
             return 0
         if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0:
             return errno.EFBIG
-        return errno.ENOSPC if free_below(root)[1] < TRANSACTION else 0
+        return refusal(root)
     return code_in(str(error))
 
 
@@ -122,8 +144,8 @@ class Room:
 
     def keep_for_transaction(self) -> None:
         """Raise `NoRoom` while it is early enough if the transaction that ends the operation would find none left."""
-        if free_below(self.root)[1] < TRANSACTION:
-            raise no_room(self.root, self.needed)
+        if code := refusal(self.root):
+            raise no_room(self.root, self.needed, code)
 
     def __enter__(self) -> Self:
         return self

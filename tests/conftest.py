@@ -12,7 +12,7 @@ from hypothesis import settings
 settings.register_profile("emlake", deadline=None, derandomize=True, database=None)
 settings.load_profile("emlake")
 
-pytest_plugins = ["lake.testing.server", "lake.testing.proxy", "lake.testing.small_disk"]
+pytest_plugins = ["lake.testing.server", "lake.testing.proxy", "lake.testing.small_disk", "lake.testing.quota"]
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,8 @@ class FileSystem:
 
     def _openat(self, event: Event, at: str, path: bytes, flags: str, *_mode: str) -> bool:
         self.opened.pop(event.result, None)
+        if "O_TMPFILE" in flags:  # it has no name, and goes with its process
+            return False
         node = self._node(path, at)
         changed = False
         if node is not None and "O_EXCL" in flags:

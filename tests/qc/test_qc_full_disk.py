@@ -12,11 +12,11 @@ from qc.run import run_qc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("points", [1, pytest.param(40, marks=pytest.mark.soak)])
-def test_wherever_room_ends_a_qc_run_is_done_or_not_done(points, small_disk, full_lake_at, tmp_path):
+def test_wherever_room_ends_a_qc_run_is_done_or_not_done(points, cramped, full_lake_at, tmp_path):
     full_lake_at(tmp_path / "template").repo.close()
 
     def fresh():
-        return shutil.copytree(tmp_path / "template", small_disk.root / "repo", symlinks=True)
+        return shutil.copytree(tmp_path / "template", cramped.root / "repo", symlinks=True)
 
     def act(root):
         repo = lake.open(root)
@@ -35,4 +35,4 @@ def test_wherever_room_ends_a_qc_run_is_done_or_not_done(points, small_disk, ful
         repo.close()
         return [frame.sort(frame.columns).to_dicts() for frame in frames], commits
 
-    exhaust(small_disk, fresh, act, outcome, points)
+    exhaust(cramped, fresh, act, outcome, points)

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lake.engines.embedded.mounts import pages_take_room
 from lake.engines.embedded.sharing import open_shared
 from lake.engines.embedded.spare import Spare
 from lake.room import TRANSACTION, code_of
 
 BUSY_S = 60.0
+_LEFT_OPEN: list[sqlite3.Connection] = []  # until this process ends: the next to open finds what they left
+_INDEX = 16 * 1024  # bytes of the shared index that reading may write to
+_ROW = 512  # bytes of log and index that one changed row takes
 SCHEMA = """
 CREATE TABLE commits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
 CREATE TABLE branches (name TEXT PRIMARY KEY, head TEXT NOT NULL, token TEXT NOT NULL UNIQUE) WITHOUT ROWID;
@@ -64,6 +68,8 @@ class Database:
         self._inherited: list[sqlite3.Connection] = []
         self._closed = False
         self._spare = Spare(path.parent)
+        # SQLite maps its shared index: reading and writing alike end in a signal where a page of it finds no room.
+        self._looks_ahead = aside and pages_take_room(path.parent)
         if aside:
             self._spare.keep()
 
@@ -102,6 +108,8 @@ class Database:
 
     @contextmanager
     def _borrowed(self, *, soon: bool = False) -> Iterator[sqlite3.Connection]:
+        if self._looks_ahead:
+            self._spare.ensure(_INDEX, giving=True)
         with self._guard:
             if self._owner != os.getpid():
                 # SQLite forbids using, and even closing, a connection on the other side of a fork.
@@ -124,6 +132,15 @@ class Database:
                     (self._idle_soon if soon else self._idle).append(connection)
 
     @contextmanager
+    def _transaction(self, connection: sqlite3.Connection, *, freeing: bool = False) -> Iterator[sqlite3.Connection]:
+        connection.execute("BEGIN IMMEDIATE")
+        before = connection.total_changes
+        yield connection
+        if self._looks_ahead:
+            self._spare.ensure(TRANSACTION + _ROW * (connection.total_changes - before), giving=freeing)
+        connection.execute("COMMIT")
+
+    @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """Read one state of the database, whatever is written meanwhile."""
         with self._borrowed() as connection:
@@ -139,26 +156,29 @@ class Database:
         """
         if freeing:
             self._spare.give_if_full(TRANSACTION)
-        with self._borrowed() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._borrowed() as connection, self._transaction(connection, freeing=freeing):
             yield connection
-            connection.execute("COMMIT")
         self._spare.keep_again()
 
     @contextmanager
     def write_soon(self) -> Iterator[sqlite3.Connection]:
         """Change the database so that it survives a kill at once, and a power cut from the next `write` on."""
-        with self._borrowed(soon=True) as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._borrowed(soon=True) as connection, self._transaction(connection):
             yield connection
-            connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
         with self._guard:
             self._closed = True
             if self._owner == os.getpid():
-                for connection in (*self._idle, *self._idle_soon):
-                    connection.close()
+                idle = [*self._idle, *self._idle_soon]
+                try:
+                    if self._looks_ahead:
+                        self._spare.ensure(_INDEX, giving=True)
+                except OSError:
+                    _LEFT_OPEN.extend(idle)  # closing the last one writes too
+                else:
+                    for connection in idle:
+                        connection.close()
                 self._spare.take_back()
             self._idle, self._idle_soon = [], []

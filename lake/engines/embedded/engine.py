@@ -26,6 +26,7 @@ from lake.engines.embedded.workspaces import State, Values, Workspaces, load_sta
 from lake.errors import ReadOnlyRepository
 from lake.integrity import RESTORE_MANIFEST
 from lake.repository import Change, ChangeKind, CommitId
+from lake.room import code_of
 
 COLLECTOR = ".collector"  # the lock file of whoever removes what nobody needs
 
@@ -145,6 +146,14 @@ class Engine:
             with flocked(self.root / "locks" / COLLECTOR, wait=False) as alone:
                 if alone:
                     self.put_back()
+
+    def tidy(self) -> None:
+        """Remove what nobody stages any more, after the fact; without room even for that, the next opener does."""
+        try:
+            self.incoming.sweep(self.staged_digests)
+        except (OSError, sqlite3.Error) as error:
+            if not code_of(error, self.root):
+                raise
 
     def put_back(self) -> None:
         """Give back to the stores what a collector condemned and did not remove; the caller holds its lock."""

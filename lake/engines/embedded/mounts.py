@@ -15,6 +15,9 @@ NETWORK = frozenset(
     | {f"fuse.{name}" for name in ("beegfs", "blobfuse", "blobfuse2")}
 )
 
+QUOTAS = Path("/sys/fs/btrfs")  # a folder per file system, with `qgroups` where it counts towards quotas
+COPY_ON_WRITE = frozenset({"btrfs", "bcachefs"})
+
 
 def file_system_of(path: Path) -> tuple[str, str]:
     """Give the type and the mount point of the file system that holds `path`, which may not exist yet."""
@@ -27,6 +30,19 @@ def file_system_of(path: Path) -> tuple[str, str]:
         if target.is_relative_to(point) and len(point) >= len(best[1]):
             best = (fields[2], point)
     return best
+
+
+def pages_take_room(path: Path) -> bool:
+    """Tell whether writing to a page of a mapped file takes new room where `path` lies, though the file does not grow.
+
+    Where there is none, the system kills the process (SIGBUS): a write to memory cannot fail.
+    """
+    return MOUNTS.exists() and file_system_of(path)[0] in COPY_ON_WRITE
+
+
+def may_have_quota() -> bool:
+    """Tell whether a copy-on-write file system of this machine may end before it is full."""
+    return not QUOTAS.exists() or any(QUOTAS.glob("*/qgroups"))
 
 
 def check_file_system(path: Path) -> None:

@@ -70,7 +70,7 @@ class References:
             self._engine.workspaces.discard(branch.token)
             (self.root / "locks" / branch.token).unlink(missing_ok=True)
         if dropped:
-            self._engine.incoming.sweep(self._engine.staged_digests)
+            self._engine.tidy()
 
     @guarded
     def tags(self, prefix: str = "") -> Mapping[str, CommitId]:

@@ -140,7 +140,7 @@ class EmbeddedRepository(References, Handle):
                 self._engine.stager.stage(branch, {name: value}, "put")
         except NoRoom:
             # What was kept and could not be staged.
-            self._engine.incoming.sweep(self._engine.staged_digests)
+            self._engine.tidy()
             raise
         return unpack_object(name, value, self._engine.objects.path(digest))
 
@@ -262,7 +262,7 @@ class EmbeddedRepository(References, Handle):
                 if pending.state:
                     save_state(con, found.token, State(found.head, pending.state.prefixes, {}))
         if pending.staged:
-            engine.incoming.sweep(engine.staged_digests)
+            engine.tidy()
 
     @writing
     def reset_to(self, branch: str, ref: str) -> CommitId:

@@ -9,12 +9,15 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from lake.engines.embedded.files import sync_file_system
+from lake.engines.embedded.mounts import may_have_quota
 from lake.engines.embedded.sharing import open_shared
-from lake.room import free_below
+from lake.room import free_below, refusal
 
 NAME = "spare"
 SIZE = 256 * 1024  # bytes
 _STEP = 64 * 1024
+_FAR = 64 << 20  # bytes; with more than this free, no other writer can use up the rest between two looks
 _PLENTY = 16 * SIZE  # with less than this free, what is left is for the work
 
 
@@ -24,6 +27,7 @@ class Spare:
     def __init__(self, root: Path) -> None:
         self._path = root / NAME
         self._given = False
+        self._quota = may_have_quota()
 
     def keep(self) -> None:
         """Set the room aside, if it is not, and the disk has plenty."""
@@ -41,9 +45,22 @@ class Spare:
         return False
 
     def give_if_full(self, needed: int) -> None:
-        """Give up everything if the disk has less than `needed` bytes."""
-        if free_below(self._path.parent)[1] < needed:
+        """Give up everything if there are fewer than `needed` bytes."""
+        if refusal(self._path.parent, needed):
             self.give(SIZE)
+
+    def ensure(self, needed: int, *, giving: bool) -> None:
+        """See by writing them that there are `needed` bytes, `giving` up what it takes; `OSError` if there are not."""
+        folder = self._path.parent
+        if not self._quota and free_below(folder)[1] > _FAR:  # trying costs ten times as much as asking
+            return
+        if not refusal(folder, needed):
+            return
+        sync_file_system(folder)  # btrfs counts what was removed until then
+        while code := refusal(folder, needed):
+            if not (giving and self.give()):
+                raise OSError(code, os.strerror(code), str(folder))
+            sync_file_system(folder)
 
     def keep_again(self) -> None:
         """Set aside again what was given up here, once the disk has plenty."""
