@@ -24,6 +24,7 @@ _PACKAGES = (
 _ADVICE = {
     ("access", "read-only"),
     ("disk", "low"),
+    ("group", "by umask"),
     ("hard links", "refused"),
     ("lakefs program", "none"),
     ("owners", "mixed"),

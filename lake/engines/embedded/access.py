@@ -1,12 +1,10 @@
 """Whether this process may write to a repository, and the error that says why not."""
 
-import grp
 import os
-import pwd
-import stat
 from pathlib import Path
 
 from lake.engines.embedded.layout import DATABASE, FOLDERS
+from lake.engines.embedded.sharing import whose
 from lake.errors import ReadOnlyRepository
 
 _WRITTEN = ("", *FOLDERS, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm")
@@ -20,9 +18,7 @@ def refused(root: Path) -> str:
         if path.exists() and not os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
             if os.statvfs(path).f_flag & os.ST_RDONLY:
                 return f"{path} lies on a file system that is mounted read-only"
-            found = path.stat()
-            mode = stat.filemode(found.st_mode)
-            return f"{path} belongs to {_user(found.st_uid)}:{_group(found.st_gid)} and is {mode}"
+            return whose(path)
     return ""
 
 
@@ -32,17 +28,3 @@ def read_only(root: Path, why: str) -> ReadOnlyRepository:
         f"{root}: the repository is read-only for you: {why}",
         fix=f"ask its owner for write access, or work in a clone: emlake clone {root} FOLDER",
     )
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

@@ -8,6 +8,7 @@ from lake.engines.embedded.engine import Engine
 from lake.engines.embedded.files import clone, in_threads
 from lake.engines.embedded.layout import format_of
 from lake.engines.embedded.mounts import MOUNTS, file_system_of
+from lake.engines.embedded.sharing import has_default, is_shared
 from lake.repository import Finding
 
 
@@ -24,6 +25,8 @@ def examine(engine: Engine) -> list[Finding]:
     if MOUNTS.exists():
         kind, point = file_system_of(engine.root)
         findings.append(("file system", "ok", f"{kind}, mounted at {point}"))
+    if is_shared(engine.root):
+        findings.append(_group(engine.root))
     if engine.refused:
         findings.append(("access", "read-only", engine.refused))
     else:
@@ -44,6 +47,12 @@ def _staged(engine: Engine) -> Finding:
         counts = con.execute(query).fetchall()
     told = ", ".join(f"{count:,} on {name}" for name, count in counts)
     return "staged objects", "ok", f"not committed yet: {told}" if told else "none"
+
+
+def _group(root: Path) -> Finding:
+    if has_default(root):
+        return "group", "ok", "whatever its members write here is the group's"
+    return "group", "by umask", f"members need umask 002, or once: setfacl -R -d -m g::rwX {root}"
 
 
 def _tried(engine: Engine) -> list[Finding]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from lake.durable import sync_path
-from lake.engines.embedded.sharing import open_shared
+from lake.engines.embedded.sharing import open_shared, whose
 from lake.errors import CorruptObject, LakeError, NotAuthorized, StorageError
 from lake.room import NO_ROOM, TRANSACTION, code_of, no_room
 
@@ -68,14 +68,15 @@ def translate(error: OSError | sqlite3.Error, root: Path) -> LakeError:
             return _refused(f"the database of {root}", "it is read-only")
         return StorageError(f"the database of {root} failed: {error}", fix="check the disk, then open it again")
     if error.errno in _REFUSED:
-        return _refused(str(error.filename or root), str(error.strerror))
+        path = error.filename or root
+        return _refused(str(path), f"{error.strerror} ({whose(path)})")
     return StorageError(f"{error.filename or root}: {error.strerror or error}", fix="check the disk, then repeat")
 
 
 def _refused(what: str, why: str) -> NotAuthorized:
     return NotAuthorized(
         f"{what} is refused to you: {why}",
-        fix="run as the user who owns the repository, or change its permissions (a group: umask 002)",
+        fix="ask its owner for access; a group: chmod -R g+rwX for what is there, setfacl -R -d -m g::rwX for the rest",
     )
 
 

@@ -12,7 +12,7 @@ from lake.engines.embedded.files import MARKER as MARKER
 from lake.engines.embedded.history import add_commit, commit_body, new_token
 from lake.engines.embedded.mounts import check_file_system
 from lake.engines.embedded.scratch import Scratch
-from lake.engines.embedded.sharing import make_folder
+from lake.engines.embedded.sharing import DEFAULT, has_default, is_shared, make_folder, share
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Trees
 from lake.errors import AlreadyExists, BadInput, CorruptObject, FormatTooNew, RepositoryNotFound
@@ -58,11 +58,15 @@ def _make_parent(root: Path) -> None:
 
 
 def _be_like(given: Path, fresh: Path) -> None:
-    """Take the mode, and the group that new files inherit, from the empty folder whose place is taken."""
+    """Take mode, access lists, and the group that new files inherit, from the empty folder whose place is taken."""
     around = given.stat()
     if around.st_mode & stat.S_ISGID:
         os.chown(fresh, -1, around.st_gid)
     os.chmod(fresh, stat.S_IMODE(around.st_mode) | stat.S_IRWXU)
+    if has_default(given):
+        os.setxattr(fresh, DEFAULT, os.getxattr(given, DEFAULT))
+    elif is_shared(given):
+        share(fresh)
 
 
 def _lay_out(root: Path) -> None:

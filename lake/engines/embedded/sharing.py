@@ -1,12 +1,73 @@
 """How the members of a group leave each other files that all of them write to.
 
-A group shares a repository in a folder that it may write to and whose group new files inherit (`chmod 2775`). The
-locks, claims and folders that are made in it are then writable by the group too, whatever the umask of their maker.
+A group shares a repository in a folder that it may write to and whose group new files inherit (`chmod 2775`). There a
+default access list says that whatever any program makes is writable by the group too: the kernel asks no umask then.
+Where the file system keeps no such lists, locks, claims and emlake's own folders still follow the folder around them,
+and the umask of its maker decides about the rest.
 """
 
+import errno
+import grp
 import os
+import pwd
 import stat
+import struct
 from pathlib import Path
+
+DEFAULT = "system.posix_acl_default"
+_OWNER, _GROUP, _OTHER, _NOBODY = 0x01, 0x04, 0x20, 0xFFFFFFFF  # linux/posix_acl_xattr.h
+_RWX = 0o7
+
+
+def is_shared(folder: Path) -> bool:
+    """Tell whether a folder is one that a group shares, going by its mode."""
+    both = stat.S_ISGID | stat.S_IWGRP
+    return os.stat(folder).st_mode & both == both
+
+
+def has_default(folder: Path) -> bool:
+    """Tell whether a default access list decides the modes of what is made in a folder."""
+    try:
+        return bool(os.getxattr(folder, DEFAULT))
+    except (OSError, AttributeError):  # none, or a system without
+        return False
+
+
+def share(folder: Path) -> None:
+    """Let the group write to whatever is made below a folder from now on, where the file system can be told so."""
+    others = os.stat(folder).st_mode & _RWX
+    entries = ((_OWNER, _RWX), (_GROUP, _RWX), (_OTHER, others))
+    packed = b"".join(struct.pack("<HHI", tag, may, _NOBODY) for tag, may in entries)
+    try:
+        os.setxattr(folder, DEFAULT, struct.pack("<I", 2) + packed)
+    except AttributeError:
+        return
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+
+
+def whose(path: str | Path) -> str:
+    """Say whose a file is, and its mode; of the folder around it if it is not there."""
+    here = Path(path)
+    while not os.path.lexists(here) and here != here.parent:
+        here = here.parent
+    found = os.lstat(here)
+    return f"{here} belongs to {_user(found.st_uid)}:{_group(found.st_gid)} and is {stat.filemode(found.st_mode)}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def open_shared(path: str | Path) -> int:
