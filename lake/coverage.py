@@ -59,6 +59,11 @@ def by_age(regions: Iterable[Region]) -> list[Region]:
     return sorted(regions, key=lambda r: (r.checked is not None, r.checked or datetime.min, r.since, r.low))
 
 
+def not_after(regions: Iterable[Region], now: datetime) -> list[Region]:
+    """Take checks that a wrong clock dated in the future for ones of now: else their turn comes when that day has."""
+    return [replace(r, checked=now) if r.checked is not None and r.checked > now else r for r in regions]
+
+
 def members(region: Region, inventory: Inventory) -> NDArray[np.intp]:
     """Give the contents that lie in a region, by slot."""
     inside = (inventory.slots >= np.uint64(region.low)) & (inventory.slots <= np.uint64(region.high))

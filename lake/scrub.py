@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lake import scrub_record as record
-from lake.coverage import Region, by_age, extended, joined, members
+from lake.coverage import Region, by_age, extended, joined, members, not_after
 from lake.durable import point
 from lake.errors import BadInput, LakeError
 from lake.integrity import Fault, Inspectable, Inspector, Inventory, Part
@@ -176,7 +176,8 @@ class _Run:
             Fault("table", f"tables/{table}/", f"the record of earlier scrubs is damaged: {what}", _RECORD_FIX)
             for table, what in self.memory.lost.items()
         ]
-        self.todo = by_age(extended(self.memory.regions, self.inventory.until))
+        known = not_after(self.memory.regions, self.began)
+        self.todo = by_age(extended(known, self.inventory.until))
         try:
             self._contents()
         except KeyboardInterrupt:

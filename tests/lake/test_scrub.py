@@ -366,3 +366,18 @@ def test_what_a_scrub_finds_after_one_whose_clock_was_ahead_is_what_is_remembere
     assert scrub(repo, budget=None).recorded
     known = recall(repo, repo.inspector().place)
     assert any(region.checked and region.checked.year < 2036 for region in known.regions)
+
+
+def test_what_a_clock_that_was_ahead_checked_has_its_turn_again_before_that_day(repo, monkeypatch):
+    """Contents that were checked "in 2036" used to come last until then, and to count as checked within a day."""
+    commit(repo, {f"k{n}": os.urandom(1000) for n in range(20)})
+    with monkeypatch.context() as wrong:
+        wrong.setattr("lake.scrub.datetime", Ahead)
+        assert scrub(repo, budget=None).recorded
+    commit(repo, {"new": os.urandom(1000)})
+    assert scrub(repo, budget=1000).recorded
+    now = datetime.now(UTC)
+    known = recall(repo, repo.inspector().place)
+    assert all(region.checked is None or region.checked <= now for region in known.regions)
+    with repo.snapshot("main") as snapshot:
+        assert snapshot.sql("SELECT oldest <= now() FROM v_integrity WHERE days = 1").rows() == [(True,)]
