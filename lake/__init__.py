@@ -54,7 +54,9 @@ def create(location: str | Path) -> "Repository":
 
 
 def _is_on_server(location: str | Path) -> bool:
-    """Tell a server from a folder; an address of another kind is refused, or it would make a folder named `s3:`."""
+    """Tell a server from a folder; nothing and addresses of other kinds are refused: a folder `s3:` would be made."""
+    if location == "":
+        raise BadInput("'' is no place for a repository", fix="give a folder, or lakefs://host:port/name")
     if str(location).startswith(SERVER_SCHEME):
         return True
     if (address := _ADDRESS.match(str(location))) is not None:

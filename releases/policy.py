@@ -114,8 +114,17 @@ def parse_policy(text: bytes, origin: str) -> Policy:
         return Policy.model_validate(tomllib.loads(text.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise BadInput(
-            f"{origin} is not a policy: {error}", fix="compare it with releases/default_policy.toml"
+            f"{origin} is not a policy: {_told(error)}", fix="compare it with releases/default_policy.toml"
         ) from error
+
+
+def _told(error: ValueError) -> str:
+    """Say on one line what is wrong, and where."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first, *more = error.errors()
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place or 'the whole'}: {first['msg']}" + (f", and {len(more)} more faults" if more else "")
 
 
 def read_policy(repo: Repository, ref: str) -> Policy:

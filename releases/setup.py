@@ -1,13 +1,14 @@
 """Makes a repository ready for releases: policy, gate, grid, branches, protection; run again, finishes the rest."""
 
 import json
+import math
 
 import lake
 from lake.admission import POLICY_KEY
 from lake.box import Zyx
 from lake.digests import canonical_json
 from lake.engines.lakefs.gate import GATE_KEY, gate_yaml
-from lake.errors import AlreadyExists, BadInput, ObjectNotFound
+from lake.errors import AlreadyExists, BadInput, ObjectNotFound, RepositoryNotFound
 from lake.repository import Repository
 from releases.policy import GRID_KEY, default_policy, parse_policy
 
@@ -41,12 +42,15 @@ def init(
     """
     text = default_policy() if policy is None else policy
     parse_policy(text, "the given policy")
-    if any(edge < 1 for edge in block_zyx) or any(edge <= 0 for edge in voxel_nm_zyx):
+    if any(edge < 1 for edge in block_zyx) or not all(0 < edge < math.inf for edge in voxel_nm_zyx):
         raise BadInput(f"grid {block_zyx} at {voxel_nm_zyx} nm is empty", fix="give positive block and voxel sizes")
     try:
         repo = lake.create(location)
-    except AlreadyExists:
-        repo = lake.open(location)
+    except AlreadyExists as taken:
+        try:
+            repo = lake.open(location)
+        except RepositoryNotFound:  # by something else
+            raise taken from None
         if is_ready(repo):
             repo.close()
             raise

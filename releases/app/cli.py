@@ -11,7 +11,8 @@ import sys
 
 import typer
 
-from lake.errors import LakeError
+from lake.errors import LakeError, StorageError
+from lake.room import code_of, no_room
 from releases.app.cli_options import Version
 
 INTERRUPTED = 130
@@ -20,6 +21,7 @@ app = typer.Typer(
     name="emlake",
     help="A versioned data lake for connectome reconstruction.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -44,7 +46,7 @@ _add_groups()
 def main() -> None:
     """Run the command line; every `LakeError` leaves here, with its own exit code."""
     try:
-        app()
+        app(prog_name="emlake")
     except LakeError as error:
         report(error)
         sys.exit(error.exit_code)
@@ -57,6 +59,13 @@ def main() -> None:
         # The reader (`| head`) has gone; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # A place that the command was told to write to or to read: the lake's own are translated where they fail.
+        if os.environ.get("EMLAKE_DEBUG"):
+            raise
+        failed = machine_error(error)
+        report(failed)
+        sys.exit(failed.exit_code)
     except Exception as error:
         # Whatever ends here is a fault of ours: say so in one line, and keep the traceback for who wants to mend it.
         if os.environ.get("EMLAKE_DEBUG"):
@@ -64,6 +73,14 @@ def main() -> None:
         typer.echo(f"error[bug]: {type(error).__name__}: {error}", err=True)
         typer.echo("  fix: run it again with EMLAKE_DEBUG=1 and report what it prints", err=True)
         sys.exit(1)
+
+
+def machine_error(error: OSError) -> LakeError:
+    """Say which path the system refused, and why."""
+    place = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else "."
+    if code := code_of(error, place):
+        return no_room(place, 0, code)
+    return StorageError(f"{place}: {error.strerror or error}", fix="check this path and who may use it, then repeat")
 
 
 def report(error: LakeError) -> None:

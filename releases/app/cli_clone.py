@@ -6,7 +6,7 @@ import typer
 
 from lake.errors import ConflictError
 from lake.wording import counted
-from releases.app.cli_options import Json, print_json
+from releases.app.cli_options import Json, open_source, print_json
 
 if TYPE_CHECKING:
     from lake.clone import Cloned
@@ -36,12 +36,11 @@ def clone(
     Killed, it goes on where it was. It deletes nothing, and leaves alone a branch that moved on by itself at the
     destination (exit code 5, after the rest is done).
     """
-    import lake
     from lake.clone import clone as run
     from releases.app.screen import Screen
 
     screen = Screen(quiet=as_json)
-    origin = lake.open(source)
+    origin = open_source(source)
     try:
         with screen.step(f"clone {source} to {destination}"):
             done = run(origin, destination, progress=screen.blocks, dry_run=explain, reread=verify == "full")

@@ -1,5 +1,7 @@
 """Commands about the repository itself: init, log, doctor, server."""
 
+import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,8 @@ import typer
 from lake.errors import BadInput, LakeError, NotFound, StorageError
 from lake.wording import counted
 from releases.app.cli_options import Json, Repo, locate, open_repo, print_json
+
+_LONGEST = 2**31 - 1  # voxels along one axis
 
 server = typer.Typer(help="A lakeFS server of one's own on 127.0.0.1.", no_args_is_help=True)
 
@@ -24,6 +28,8 @@ def numbers(text: str, name: str) -> tuple[float, float, float]:
     """Read `z,y,x`; `BadInput` quotes what cannot be read."""
     try:
         z, y, x = (float(part) for part in text.split(","))
+        if not all(map(math.isfinite, (z, y, x))):
+            raise ValueError(text)
     except ValueError as error:
         raise BadInput(f"{name} {text!r} cannot be read", fix="write three numbers, z,y,x") from error
     return z, y, x
@@ -39,8 +45,8 @@ def init(
     from releases.setup import init as make
 
     z, y, x = numbers(block, "--block")
-    if any(edge != int(edge) for edge in (z, y, x)):
-        raise BadInput(f"--block {block!r} is not whole voxels", fix="write three whole numbers, z,y,x")
+    if any(edge != int(edge) or edge > _LONGEST for edge in (z, y, x)):
+        raise BadInput(f"--block {block!r} is not whole voxels", fix=f"write three whole numbers to {_LONGEST}, z,y,x")
     if policy is not None and not policy.is_file():
         raise BadInput(f"--policy {policy}: there is no such file", fix="give a TOML file, or leave it out")
     repo = make(
@@ -55,7 +61,7 @@ def init(
 def log(
     ref: Annotated[str, typer.Argument(help="Branch, tag or commit.")] = "main",
     repo: Repo = None,
-    limit: Annotated[int, typer.Option("-n", min=1, help="At most so many commits.")] = 20,
+    limit: Annotated[int, typer.Option("-n", min=1, max=sys.maxsize, help="At most so many commits.")] = 20,
     objects: Annotated[
         list[str] | None, typer.Option("--object", help="Only what changed this key; repeatable.")
     ] = None,
@@ -125,7 +131,7 @@ def doctor(
         if isinstance(lake, EmbeddedRepository):
             findings += lake.examine()
         findings += guard.examine(lake) + retention.examine(lake) + stored_bytes(lake)
-        if break_lock:
+        if break_lock is not None:
             if break_it(lake, break_lock) is None:
                 raise NotFound(f"there is no lock on {break_lock!r}", fix="`emlake doctor` lists those that are held")
             findings.append(("lock", "broken", f"lock.{break_lock}; its owner is refused when it lands"))
@@ -151,7 +157,9 @@ def doctor(
 
 @server.command()
 def start(
-    port: Annotated[int | None, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65_535, help="Port on 127.0.0.1; a free one if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start a lakeFS server with local storage, or say where it runs already."""

@@ -56,6 +56,18 @@ def open_repo(repo: str | None) -> "Repository":
     return lake.open(locate(repo))
 
 
+def open_source(location: str) -> "Repository":
+    """Open a repository that something is only read from: where there is none, making one is no help."""
+    import lake
+
+    try:
+        return lake.open(location)
+    except RepositoryNotFound as error:
+        raise RepositoryNotFound(
+            error.message, fix="name a repository that is there: a folder, or lakefs://host:port/name"
+        ) from error
+
+
 def print_json(data: object) -> None:
     """Print one JSON object on stdout; int64 ids beyond 2**53 become strings, since JavaScript rounds them."""
     typer.echo(json.dumps(plain(data)))

@@ -8,7 +8,7 @@ import typer
 
 from lake.errors import BadInput, CorruptObject
 from lake.wording import counted
-from releases.app.cli_options import Json, Repo, open_repo, print_json
+from releases.app.cli_options import Json, Repo, open_repo, open_source, print_json
 
 if TYPE_CHECKING:
     from lake.heal import Healed
@@ -61,7 +61,7 @@ def scrub(
             report = check(here, budget=limit, progress=screen.blocks)
             told, show = report.to_json(), partial(_print, report)
         else:
-            healed = heal(here, open_repo(heal_from), budget=limit, progress=screen.blocks)
+            healed = heal(here, open_source(heal_from), budget=limit, progress=screen.blocks)
             report, told, show = healed.report, healed.to_json(), partial(_print_healed, healed)
     if as_json:
         print_json(told)

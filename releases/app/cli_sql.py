@@ -1,6 +1,7 @@
 """`emlake sql`: DuckDB over one pinned set of commits."""
 
 import csv
+import re
 import sys
 from contextlib import ExitStack
 from typing import Annotated
@@ -11,6 +12,7 @@ from lake.errors import BadInput, nearest
 from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, plain, print_json
 
+_WHOLE = re.compile(r"-?[0-9]+")
 At = Annotated[str, typer.Option("--at", help="Release, branch or commit to query.")]
 
 
@@ -32,11 +34,12 @@ def sql(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
 ) -> None:
     """Run a read-only query over the tables and views of one commit."""
+    check_name(query)
     check_old(query, old)
     lake = open_repo(repo)
     with ExitStack() as stack:
         snapshot = stack.enter_context(lake.snapshot(at, ops=ops))
-        attach = {"old": stack.enter_context(lake.snapshot(old))} if old else None
+        attach = {"old": stack.enter_context(lake.snapshot(old))} if old is not None else None
         result = snapshot.sql(query, parameters(query, param or []), attach=attach)
         columns, rows = result.columns, result.rows()
     if as_json:
@@ -51,6 +54,14 @@ def sql(
         for line in cells:
             typer.echo("  ".join(str(v).ljust(w) for v, w in zip(line, widths, strict=True)).rstrip())
         typer.echo(f"{counted(len(rows), 'row')} at {snapshot.commit[:12]}", err=True)
+
+
+def check_name(query: str) -> None:
+    """Raise `BadInput` if a query is given by a name that none has: a statement is more than one word."""
+    from sql import library
+
+    if query.isidentifier() and query not in library():
+        raise BadInput(f"there is no query named {query!r}", fix=nearest(query, library()))
 
 
 def check_old(query: str, old: str | None) -> None:
@@ -71,10 +82,12 @@ def parameters(query: str, pairs: list[str]) -> dict[str, object]:
     found: dict[str, object] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or (known and name not in declared):
+        if not equals:
+            raise BadInput(f"--param {pair!r} gives no value", fix="write NAME=VALUE")
+        if known and name not in declared:
             raise BadInput(f"--param {pair!r} is no parameter of {query!r}", fix=nearest(name, declared))
         try:
-            whole = declared[name] == "BIGINT" if name in declared else value.lstrip("-").isdigit()
+            whole = declared[name] == "BIGINT" if name in declared else bool(_WHOLE.fullmatch(value))
             found[name] = int(value) if whole else value
         except ValueError as error:
             raise BadInput(f"--param {pair!r} is not a whole number", fix=f"{name} is {declared[name]}") from error

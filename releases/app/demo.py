@@ -80,7 +80,10 @@ def run_demo(demo: Demo, screen: Screen, executor: str = "processes") -> dict[st
 
 def _open(demo: Demo) -> Repository:
     """Open the repository, or make it; a repository made with another seed is refused."""
-    demo.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        demo.folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadInput(f"{error.filename} is no folder", fix="choose another place for the demo") from error
     mark = demo.folder / "demo.json"
     mine = {"seed": demo.seed, "shape": list(demo.shape), "repository": demo.location}
     if mark.exists():

@@ -10,9 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
 import lake
 from lake.engines.embedded.layout import MARKER
+from releases.app.cli import app
 
 
 @pytest.fixture
@@ -46,6 +48,10 @@ CASES = [
     (("sql", "changes_between_releases"), 2, "bad-input", "--old"),
     (("sql", "tiles_of_segment", "--param", "root=1"), 2, "bad-input", "root_id"),
     (("sql", "tiles_of_segment", "--param", "root_id=one"), 2, "bad-input", "root_id=one"),
+    (("sql", "tiles_of_segmnt"), 2, "bad-input", "tiles_of_segment"),
+    (("sql", "SELECT $x", "--param", "x"), 2, "bad-input", "NAME=VALUE"),
+    (("sql", "SELECT 1", "--param", "x=--5"), 2, "bad-input", "x"),
+    (("sql", "SELECT 1", "--param", "x=²"), 2, "bad-input", "x"),
     (("release", "gate", "r1"), 4, "not-found", "'r1'"),
     (("release", "publish", "r1"), 4, "not-found", "'r1'"),
     (("release", "show", "r1"), 4, "not-found", "'r1'"),
@@ -73,7 +79,21 @@ CASES = [
     (("qc", "show", "main"), 4, "table-not-found", "qc_metrics"),
     (("init", "new", "--block", "64,64"), 2, "bad-input", "64,64"),
     (("init", "new", "--voxel", "a,b,c"), 2, "bad-input", "a,b,c"),
+    (("init", "new", "--block", "nan,64,64"), 2, "bad-input", "nan,64,64"),
+    (("init", "new", "--block", "1e30,64,64"), 2, "bad-input", "1e30,64,64"),
+    (("init", "new", "--voxel", "inf,1,1"), 2, "bad-input", "inf,1,1"),
     (("init", "new", "--policy", "/nonexistent"), 2, "bad-input", "/nonexistent"),
+    (("init", "new", "--policy", "/dev/null"), 2, "bad-input", "/dev/null"),
+    (("demo", "/etc/hostname"), 2, "bad-input", "/etc/hostname"),
+    (("demo", "/etc/hostname/below"), 2, "bad-input", "/etc/hostname"),
+    (("demo", "/proc/new"), 6, "storage", "/proc/new"),
+    (("init", ""), 2, "bad-input", "lakefs://"),
+    (("init", "http://127.0.0.1/new"), 2, "bad-input", "http://127.0.0.1/new"),
+    (("log", "--repo", "s3://bucket/new"), 2, "bad-input", "s3://bucket/new"),
+    (("init", "/etc"), 5, "already-exists", "/etc is not an empty folder"),
+    (("init", "/etc/hostname"), 5, "already-exists", "/etc/hostname"),
+    (("init", "/etc/hostname/below/it"), 2, "bad-input", "/etc/hostname"),
+    (("doctor", "--break-lock", ""), 4, "not-found", "''"),
 ]
 
 
@@ -92,13 +112,53 @@ def test_a_wrong_request_is_one_clear_error_and_changes_nothing(repo, emlake, ar
     assert heads(repo) == before
 
 
+def test_a_policy_that_is_none_is_told_on_one_line(emlake, tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("version = 'one'")
+    answer = emlake("init", tmp_path / "new", "--policy", policy)
+    assert answer.code == 2
+    told, _ = answer.err.splitlines()
+    assert "version: Input should be 1" in told
+    assert "more faults" in told
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", [("scrub", "--heal-from"), ("clone",)], ids=" ".join)
+def test_nobody_is_told_to_make_the_repository_that_bytes_shall_come_from(repo, emlake, command):
+    there = () if command[0] == "scrub" else ("new",)
+    answer = emlake(*command, "elsewhere", *there)
+    assert answer.code == 4
+    assert answer.err.startswith("error[repository-not-found]: there is no repository at ")
+    assert "name a repository that is there" in answer.err
+    assert "init" not in answer.err
+    assert not Path("new").exists()
+
+
+def every_command(command=None, path=()):
+    """Give the arguments that name each command and each group, from the root."""
+    command = command or typer.main.get_command(app)
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from every_command(below, (*path, name))
+
+
+@pytest.mark.parametrize("command", [*every_command()], ids=" ".join)
+def test_help_has_a_short_name_too(emlake, command):
+    short = emlake(*command, "-h")
+    assert short == emlake(*command, "--help")
+    assert short.code == 0
+    assert short.out.startswith("Usage: " + " ".join(("emlake", *command)))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("log", "-n", "0"),
         ("log", "-n", "-3"),
+        ("log", "-n", str(2**63)),
         ("qc", "show", "main", "--scope", "regions"),
         ("demo", "new", "--seed", "-1"),
+        ("server", "start", "--port", "65536"),
     ],
     ids=" ".join,
 )

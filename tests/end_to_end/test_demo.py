@@ -131,6 +131,19 @@ def test_the_commands_to_try_next_work(story, demo_folder, emlake, tmp_path, mon
         assert answer.out
 
 
+def test_the_report_of_qc_is_told_as_json_and_its_pages_name_all_that_was_judged(story, demo_folder, emlake, tmp_path):
+    answer = emlake("qc", "report", "cand-r1", "--repo", demo_folder / "repo", "--out", tmp_path / "docs", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out) == {"branch": "cand-r1", "index": str(tmp_path / "docs" / "index.html")}
+    assert answer.err == ""
+    pages = "".join(page.read_text() for page in (tmp_path / "docs").rglob("*.html"))
+    repo = lake.open(demo_folder / "repo")
+    with repo.snapshot("cand-r1") as snapshot:
+        suites = snapshot.table("qc_results").collect()["suite"].unique().to_list()
+    assert suites
+    assert all(suite in pages for suite in suites)
+
+
 SAID = {"added": "added", "removed": "removed", "rebound": "re-bound"}
 
 

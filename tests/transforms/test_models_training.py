@@ -54,6 +54,14 @@ def test_a_folder_with_another_training_is_refused(tmp_path, stripes):
         train(replace(CONFIG, steps=7), tmp_path, source=stripes)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, stripes):
+    (tmp_path / "file").touch()
+    steps = []
+    with pytest.raises(BadInput, match="file cannot be written"):
+        train(CONFIG, tmp_path / "file", source=stripes, progress=lambda *step: steps.append(step))
+    assert steps == []
+
+
 def test_training_learns(tmp_path, stripes):
     losses = []
     config = replace(CONFIG, steps=120, learning_rate=2e-2, architecture=replace(TINY, widths=(8, 12)))

@@ -14,6 +14,7 @@ the weights' size is lost, a thousandth of a bit of VI) and computed with in sin
 
 import json
 import os
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Mapping
@@ -160,7 +161,8 @@ def train(
     checkpoint : int
         Steps between two saved states.
     device : str
-        Where the network learns, as torch names it: "cpu", "cuda", "cuda:1". `BadInput` if it is not there.
+        Where the network learns, as torch names it: "cpu", "cuda", "cuda:1". `BadInput` if it is not there, or if
+        `folder` cannot be written.
     workers : int
         Processes that make batches ahead; 0 makes them in turn with learning.
 
@@ -170,6 +172,7 @@ def train(
         `folder`, with model.safetensors and card.json.
     """
     run = _Run(config, folder, _device(device))
+    _make_writable(folder)
     source = source or config.synthetic_source()
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
@@ -184,6 +187,15 @@ def train(
         torch.set_num_threads(before)
     run.finish(data or {"synthetic": {"first_seed": config.seed, "odd_share": config.odd_share}})
     return folder
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder, and find out that nothing can be written there before hours are spent on it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written: {error.strerror}", fix="train into a folder of yours") from error
 
 
 class _Run:
