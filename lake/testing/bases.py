@@ -8,7 +8,7 @@ from lake.testing.memory import MemoryRepository
 
 def one_merge_base(model: MemoryRepository, left: CommitId, right: CommitId) -> bool:
     """Tell whether there is one base to choose: not a criss-cross, in which engines may differ."""
-    return model.best_ancestors(left, right) == {_first_common(model, left, right)}
+    return model.graph.best_ancestors(left, right) == {_first_common(model, left, right)}
 
 
 def _first_common(model: MemoryRepository, left: CommitId, right: CommitId) -> CommitId:

@@ -279,7 +279,7 @@ class RepositoryMachine(Sides):
         needed = {commit.id for name in (*self.model.branches(), *self.model.tags()) for commit in self.model.log(name)}
         for pair in self.made:
             if pair[0] not in needed and pair not in self.collected and self._is_gone(pair[1]):
-                self.model.forget(pair[0])
+                self.model.graph.forget(pair[0])
                 self.collected.add(pair)
 
     def _is_gone(self, commit: CommitId) -> bool:

@@ -1,8 +1,8 @@
 """The versioned store as an executable specification: dictionaries, one lock, no files.
 
 Every engine must do what this one does; where a docstring and this code disagree, one of them is wrong. Three rules
-are worth reading first: `threeway.three_way` (merge, revert and cherry-pick by whole units), `_merge_base` and
-`_lookup`. When several things are wrong with one request, the first of these is reported: a malformed argument, a
+are worth reading first: `threeway.three_way` (merge, revert and cherry-pick by whole units), `Graph.merge_base`
+and `_lookup`. When several things are wrong with one request, the first of these is reported: a malformed argument, a
 missing reference, protection, an unexpected head, staged changes, nothing to do, a conflict, the gate (of a
 commit: right after protection).
 
@@ -11,12 +11,9 @@ It hands out no `Location`: there is no folder and no bucket behind it.
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from itertools import count
 from pathlib import Path
 from threading import RLock
-from types import MappingProxyType
 
 from lake import admission
 from lake.errors import (
@@ -46,6 +43,7 @@ from lake.refs import not_found, parse, resolve_steps, unique_prefix
 from lake.replay import check_parent, picked_metadata
 from lake.repository import NO_METADATA, Change, Commit, CommitId, Handle, Metadata, ObjectStat, Strategy
 from lake.testing import threeway
+from lake.testing.graph import Graph
 from lake.testing.threeway import Tree
 
 Staging = dict[str, ObjectStat | None]
@@ -58,14 +56,13 @@ class MemoryRepository(Handle):
         self._name = name
         self._guard = RLock()
         self._blobs: dict[str, bytes] = {}
-        self._trees: dict[CommitId, Tree] = {}
-        self._commits: dict[CommitId, Commit] = {}
-        self._numbers = count()  # of commits ever made: a forgotten one's id never comes again
+        self.graph = Graph()
+        self._trees, self._commits = self.graph.trees, self.graph.commits
         self._branches: dict[str, CommitId] = {}
         self._staging: dict[str, Staging] = {}
         self._tags: dict[str, CommitId] = {}
         self._patterns: set[str] = set()
-        self._branches[MAIN] = self._add((), {}, "Repository created", {})
+        self._branches[MAIN] = self.graph.add((), {}, "Repository created", {})
         self._staging[MAIN] = {}
 
     @property
@@ -224,25 +221,10 @@ class MemoryRepository(Handle):
         raise BadInput(f"MemoryRepository has no workspace for {prefix!r} on {branch!r}", fix="use put and delete")
 
     # -- history ------------------------------------------------------------------------------------------------
-    def _add(self, parents: tuple[CommitId, ...], tree: Tree, message: str, metadata: Metadata) -> CommitId:
-        now = datetime.now(UTC)
-        for newest in [*self._commits.values()][-1:]:
-            now = max(now, newest.created + timedelta(microseconds=1))  # a child is always younger than its parents
-        commit_id = hashlib.sha256(f"{next(self._numbers)} {parents} {message}".encode()).hexdigest()
-        frozen = MappingProxyType(dict(metadata))
-        self._commits[commit_id] = Commit(commit_id, parents, message, frozen, "model", now)
-        self._trees[commit_id] = MappingProxyType(dict(tree))
-        return commit_id
-
     def _move(self, branch: str, parents: tuple[CommitId, ...], tree: Tree, message: str, meta: Metadata) -> CommitId:
-        self._branches[branch] = self._add(parents, tree, message, meta)
+        self._branches[branch] = self.graph.add(parents, tree, message, meta)
         self._staging[branch] = {}
         return self._branches[branch]
-
-    def forget(self, commit: CommitId) -> None:
-        """Drop a commit that nothing holds, as an engine's collector may."""
-        with self._guard:
-            del self._commits[commit], self._trees[commit]
 
     def uncommitted(self, branch: str, prefix: str = "") -> Iterator[Change]:
         with self._guard:
@@ -285,41 +267,18 @@ class MemoryRepository(Handle):
     ) -> Iterator[Commit]:
         paths = check_paths(objects, prefixes)
         with self._guard:
-            commits = [self._commits[c] for c in self._ancestors(self.resolve(ref), first_parent=first_parent)]
+            commits = [self._commits[c] for c in self.graph.ancestors(self.resolve(ref), first_parent=first_parent)]
             if paths:
-                commits = [commit for commit in commits if self._touches(commit, *paths)]
+                commits = [commit for commit in commits if self.graph.touches(commit.id, *paths)]
         commits.sort(key=lambda commit: commit.created, reverse=True)
         return iter(commits[:limit])
-
-    def _touches(self, commit: Commit, objects: tuple[str, ...], prefixes: tuple[str, ...]) -> bool:
-        before = self._trees[commit.parents[0]] if commit.parents else {}
-        changed = threeway.changes(before, self._trees[commit.id])
-        return any(key in objects or key.startswith(prefixes) for key in changed)
-
-    def _ancestors(self, commit: CommitId, *, first_parent: bool = False) -> set[CommitId]:
-        seen, queue = set[CommitId](), [commit]
-        while queue:
-            commit = queue.pop()
-            if commit not in seen:
-                seen.add(commit)
-                queue.extend(self._commits[commit].parents[: 1 if first_parent else None])
-        return seen
-
-    def best_ancestors(self, left: CommitId, right: CommitId) -> set[CommitId]:
-        """Give the common ancestors that are not ancestors of another one: more than one in a criss-cross."""
-        common = self._ancestors(left) & self._ancestors(right)
-        return common - {parent for commit in common for parent in self._commits[commit].parents}
-
-    def _merge_base(self, left: CommitId, right: CommitId) -> CommitId:
-        # In a criss-cross any of the best will do; an engine may choose another one and see a false conflict.
-        return max(self.best_ancestors(left, right), key=lambda commit: self._commits[commit].created)
 
     def diff(self, left: str, right: str, *, three_dot: bool = False, prefix: str = "") -> Iterator[Change]:
         with self._guard:
             ours, theirs = self.resolve(left), self.resolve(right)
             if not three_dot:
                 return iter(threeway.two_way(self._trees[ours], self._trees[theirs], prefix))
-            base = self._merge_base(ours, theirs)
+            base = self.graph.merge_base(ours, theirs)
             return iter(threeway.three_dot(self._trees[base], self._trees[ours], self._trees[theirs], prefix))
 
     def merge(
@@ -343,7 +302,7 @@ class MemoryRepository(Handle):
             if expect_head is not None and expect_head != head:
                 raise ConflictError(f"branch {dest!r} is at {head}, not at {expect_head}", fix="look at what came in")
             self._check_clean(dest)
-            base = self._merge_base(head, theirs)
+            base = self.graph.merge_base(head, theirs)
             if not allow_empty and threeway.identities(self._trees[base]) == threeway.identities(self._trees[theirs]):
                 raise NothingToCommit(f"{source!r} has nothing that {dest!r} lacks", fix="commit to it first")
             tree = threeway.three_way(
