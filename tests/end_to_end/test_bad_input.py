@@ -176,6 +176,8 @@ def test_the_version_is_told_without_a_command(emlake):
 def test_a_command_that_is_interrupted_says_what_stays(emlake, tmp_path):
     waits, over = tmp_path / "config.toml", threading.Event()
     os.mkfifo(waits)
+    # A shell starts what it leaves in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         while not over.wait(0.01):
@@ -192,6 +194,7 @@ def test_a_command_that_is_interrupted_says_what_stays(emlake, tmp_path):
     finally:
         over.set()
         interrupter.join()
+        signal.signal(signal.SIGINT, before)
     assert (answer.code, answer.out) == (130, "")
     assert answer.err.startswith("interrupted; what was committed stays")
 
