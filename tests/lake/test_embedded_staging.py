@@ -10,6 +10,7 @@ import pytest
 
 import lake
 from lake.engines.embedded.database import Database
+from lake.engines.embedded.history import read_staging, stage, unstage
 from lake.errors import ProtectedBranch, RefNotFound, StorageError
 
 CALLERS = 12
@@ -111,3 +112,22 @@ def test_a_child_forked_while_others_wait_stages_what_is_its_own_and_nothing_of_
     os.close(given)
     # A child that saw to what its parent's threads were waiting for would have put them again.
     assert [stat.key for stat in repo.list("main")] == ["child"]
+
+
+@pytest.mark.parametrize("beside", ["nothing", "a branch before it", "a branch after it", "later rows"])
+def test_what_was_read_is_unstaged_and_nothing_else(repo, beside):
+    # Where nothing stays the table is emptied by another way of SQLite's; it must count the rows all the same.
+    rows, other = {b"a": b"1" * 40, b"b": None}, {b"c": b"2" * 40}
+    token = {"a branch before it": "l", "a branch after it": "n", "later rows": "m"}.get(beside)
+    with repo._engine.db.write() as con:
+        stage(con, "m", rows)
+        read, last = read_staging(con, "m")
+        assert read == rows
+        if token:
+            stage(con, token, other)
+        assert unstage(con, "m", last) == 2
+        assert unstage(con, "m", last) == 0
+        assert [read_staging(con, each)[0] for each in "lmn"] == [other if each == token else {} for each in "lmn"]
+        assert unstage(con, "m") == (token == "m")
+        stage(con, "m", rows)
+        assert read_staging(con, "m")[1] > last

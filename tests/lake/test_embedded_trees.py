@@ -131,13 +131,13 @@ def test_values_are_replaced_in_a_block_as_if_it_were_decoded_changed_and_encode
     keys = sorted({b"a" * n + tail for n in range(12) for tail in (b"", b"/", b"/b", b"b")} - {b""})
     block = encode(keys, [value(number) for number in range(len(keys))])
     for some in (keys, keys[::3], keys[:1], keys[-1:], [keys[5], keys[6], keys[-2]]):
-        edits = [(key, value(1000 + at)) for at, key in enumerate(some)]
-        records = dict(zip(keys, decode(block, "b")[1], strict=True)) | dict(edits)
-        assert replaced(block, edits) == encode(keys, [records[key] for key in keys])
-    for part in ([(b"aab/", value(1))], [(keys[3], None)], [(keys[3], value(1) + b"rest")], [(b"", value(1))]):
-        assert replaced(block, part) is None
-    assert replaced(encode(keys[:1], [value(1) + b"rest"]), [(keys[0], value(2))]) is None
-    assert replaced(encode([], []), [(keys[0], value(2))]) is None
+        fresh = [value(1000 + at) for at in range(len(some))]
+        records = dict(zip(keys, decode(block, "b")[1], strict=True)) | dict(zip(some, fresh, strict=True))
+        assert replaced(block, some, fresh) == encode(keys, [records[key] for key in keys])
+    for key, other in ((b"aab/", value(1)), (keys[3], None), (keys[3], value(1) + b"rest"), (b"", value(1))):
+        assert replaced(block, [key], [other]) is None
+    assert replaced(encode(keys[:1], [value(1) + b"rest"]), keys[:1], [value(2)]) is None
+    assert replaced(encode([], []), keys[:1], [value(2)]) is None
 
 
 def test_a_range_that_is_not_in_memory_is_edited_to_the_same_tree_as_one_that_is(trees):

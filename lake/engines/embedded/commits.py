@@ -18,6 +18,7 @@ from lake.engines.embedded.history import (
     move_branch,
     read_staging,
     told_body,
+    unstage,
 )
 from lake.engines.embedded.merging import Rules, merged
 from lake.engines.embedded.ranges import digest_of, number_of, pack
@@ -61,7 +62,7 @@ def commit(engine: Engine, name: str, message: str, metadata: Metadata, admit: A
             check_unprotected(con, name)
             made = add_commit(con, body)
             move_branch(con, branch, made)
-            con.execute("DELETE FROM staging WHERE token = ? AND seq <= ?", (branch.token, pending.seq))
+            unstage(con, branch.token, pending.last)
             if pending.state:
                 save_state(con, branch.token, State(made, pending.state.prefixes, {}))
             point("commit.before-ref")
@@ -71,9 +72,8 @@ def commit(engine: Engine, name: str, message: str, metadata: Metadata, admit: A
 
 def _bring_in_staged(engine: Engine, pending: Pending) -> None:
     """Store durably what was put."""
-    wanted = {
-        digest_of(value): (number_of(value), key.decode()) for key, value in pending.staged.items() if value is not None
-    }
+    key_of = dict(zip(pending.staged.values(), pending.staged, strict=True))  # of each content one key
+    wanted = {digest_of(value): (number_of(value), key.decode()) for value, key in key_of.items() if value is not None}
     engine.incoming.bring_in(wanted)
 
 
@@ -199,7 +199,7 @@ def reset_to(engine: Engine, name: str, ref: str) -> CommitId:
             check_kept(con, [target])
             move_branch(con, branch, target)
             let_go(con, branch.head)
-            con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+            unstage(con, branch.token)
             point("reset-to.before-ref")
         point("reset-to.ref-moved")
         return target
@@ -243,15 +243,15 @@ def _land(
         made = add_commit(con, body)
         move_branch(con, branch, made)
         # What was staged changed nothing, else the branch would have been refused as dirty.
-        con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+        unstage(con, branch.token)
         point(f"{operation}.before-ref")
     point(f"{operation}.ref-moved")
     return made
 
 
 def _check_still_clean(engine: Engine, con: sqlite3.Connection, pending: Pending) -> None:
-    staged, seq = read_staging(con, pending.branch.token)
-    if seq != pending.seq and engine.changes_of(pending.tree, staged):
+    staged, last = read_staging(con, pending.branch.token)
+    if last != pending.last and engine.changes_of(pending.tree, staged):
         raise DirtyBranch(
             f"something was staged on branch {pending.branch.name!r} just now", fix="commit or reset it, then repeat"
         )
@@ -270,7 +270,7 @@ def rebuild(engine: Engine, name: str, like: Commit) -> CommitId:
             check_kept(con, like.parents)
             made = add_commit(con, body)
             move_branch(con, branch, made)
-            con.execute("DELETE FROM staging WHERE token = ? AND seq <= ?", (branch.token, pending.seq))
+            unstage(con, branch.token, pending.last)
             point("rebuild.before-ref")
         point("rebuild.ref-moved")
         return made
@@ -287,6 +287,6 @@ def forward(engine: Engine, name: str, expected: CommitId, to: CommitId) -> None
             check_kept(con, [to])
             move_branch(con, branch, to)
             let_go(con, expected)
-            con.execute("DELETE FROM staging WHERE token = ?", (branch.token,))
+            unstage(con, branch.token)
             point("forward.before-ref")
         point("forward.ref-moved")

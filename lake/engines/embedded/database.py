@@ -100,6 +100,8 @@ class Database:
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA synchronous={synchronous}")
+            # Some builds of SQLite write zeros over all that is deleted: as much work as writing it was.
+            connection.execute("PRAGMA secure_delete=OFF")
             connection.execute("PRAGMA schema_version").fetchone()  # makes the shared index, for which room is needed
         except sqlite3.Error:
             connection.close()

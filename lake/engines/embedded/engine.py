@@ -39,7 +39,7 @@ class Pending:
     node: Node
     tree: Tree
     staged: Values
-    seq: int  # the last staging row among them
+    last: int  # what is staged later has a higher number
     state: State | None
 
 
@@ -179,9 +179,9 @@ class Engine:
         """Read what is staged on a branch and what its folder started from."""
         with self.db.read() as con:
             node = self.history.node(con, branch.head)
-            staged, seq = read_staging(con, branch.token)
+            staged, last = read_staging(con, branch.token)
             state = load_state(con, branch.token)
-        return Pending(branch, node, self.trees.load(node.tree), staged, seq, state)
+        return Pending(branch, node, self.trees.load(node.tree), staged, last, state)
 
     def unsaved(self, pending: Pending) -> list[Change]:
         """List what a commit would change, sorted."""

@@ -23,6 +23,7 @@ from lake.refs import is_prefix, not_found, parse, resolve_steps
 from lake.repository import Commit, CommitId, Metadata
 
 CACHED_COMMITS = 20_000
+_HIGHEST = (1 << 63) - 1  # SQLite has no larger row number
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,14 +293,16 @@ class History:
 
 
 def read_staging(con: sqlite3.Connection, token: str, prefix: bytes = b"") -> tuple[dict[bytes, bytes | None], int]:
-    """Read what is staged on a branch, sorted by key, and the last sequence number among it."""
-    query = "SELECT key, value, seq FROM staging WHERE token = ?"
+    """Read what is staged on a branch, sorted by key, and a number that only what is staged later exceeds."""
+    query = "SELECT key, value FROM staging WHERE token = ?"
     parameters: tuple[object, ...] = (token,)
     if prefix:
         query += " AND key >= ? AND key < ?"
         parameters = (token, prefix, prefix + b"\xff")
-    rows = con.execute(query + " ORDER BY key", parameters).fetchall()
-    return {key: value for key, value, _ in rows}, max((row[2] for row in rows), default=0)
+    values = dict(con.execute(query + " ORDER BY key", parameters))
+    # Of all branches: that is one look, where the last of one branch is found by reading all it has.
+    (last,) = con.execute("SELECT ifnull(max(seq), 0) FROM staging").fetchone()
+    return values, last
 
 
 def stage(con: sqlite3.Connection, token: str, values: Mapping[bytes, bytes | None]) -> None:
@@ -308,3 +311,13 @@ def stage(con: sqlite3.Connection, token: str, values: Mapping[bytes, bytes | No
         "INSERT OR REPLACE INTO staging (token, key, value) VALUES (?, ?, ?)",
         [(token, key, value) for key, value in values.items()],
     )
+
+
+def unstage(con: sqlite3.Connection, token: str, last: int = _HIGHEST) -> int:
+    """Drop what is staged on a branch, up to the number that `read_staging` gave; tells how many rows there were."""
+    others = "token < :token", "token > :token", "seq > :last"
+    query = " OR ".join(f"EXISTS (SELECT 1 FROM staging WHERE {rows})" for rows in others)
+    (some_stay,) = con.execute(f"SELECT {query}", {"token": token, "last": last}).fetchone()
+    # Without a condition SQLite frees whole pages, and neither reads nor logs what was in them.
+    which = " WHERE token = :token AND seq <= :last" if some_stay else ""
+    return con.execute(f"DELETE FROM staging{which}", {"token": token, "last": last}).rowcount

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lake.errors import CorruptObject
 from lake.repository import Metadata, ObjectStat
@@ -29,6 +30,7 @@ _HEAD = struct.Struct("<4sIQIQ")
 _MAGIC = b"EMB1"
 _SEPARATOR = b"\xff"
 _LIMIT = (1 << 32) // MEAN_ENTRIES
+_SPREAD = 0x9E3779B1
 
 
 def pack(digest: bytes, number: int, rest: bytes = b"") -> bytes:
@@ -126,15 +128,16 @@ def differing(left: bytes, right: bytes) -> list[tuple[bytes, bytes, bytes]] | N
     count, body = shape
     one, two = (np.frombuffer(block, np.uint8, count * FIXED, body) for block in (left, right))
     # As words of eight bytes, five a record.
-    places = sorted(set((np.flatnonzero((one != two).view(np.uint64)) // (FIXED // 8)).tolist()))
-    ends = np.flatnonzero(np.frombuffer(left, np.uint8, body - _HEAD.size, _HEAD.size) == _SEPARATOR[0]) + _HEAD.size
-    starts = [_HEAD.size, *(ends + 1).tolist()]
-    stops = [*ends.tolist(), body]
-    at = [(place, body + place * FIXED) for place in places]
-    return [(left[starts[n] : stops[n]], left[v : v + FIXED], right[v : v + FIXED]) for n, v in at]
+    places = np.unique(np.flatnonzero((one != two).view(np.uint64)) // (FIXED // 8))
+    edges = np.concatenate([[_HEAD.size - 1], _separators(left, _HEAD.size, body) + _HEAD.size, [body]])
+    starts, stops, at = edges[places] + 1, edges[places + 1], body + places * FIXED
+    return [
+        (left[start:stop], left[v : v + FIXED], right[v : v + FIXED])
+        for start, stop, v in zip(starts.tolist(), stops.tolist(), at.tolist(), strict=True)
+    ]
 
 
-def replaced(block: bytes, edits: Sequence[tuple[bytes, bytes | None]]) -> bytes | None:
+def replaced(block: bytes, keys: Sequence[bytes], values: Sequence[bytes | None]) -> bytes | None:
     """Give a block with other values for keys that it holds, sorted; None if it must be decoded for that.
 
     The same bytes as decoding, changing and encoding it give, without an object per record.
@@ -142,17 +145,24 @@ def replaced(block: bytes, edits: Sequence[tuple[bytes, bytes | None]]) -> bytes
     if (shape := _plain(block)) is None:
         return None
     body = shape[1]
-    keys = b"".join([_SEPARATOR, block[_HEAD.size : body], _SEPARATOR])
-    changed = bytearray(block)
-    at = place = 0
-    for key, value in edits:
-        found = keys.find(b"".join([_SEPARATOR, key, _SEPARATOR]), at)
+    there = b"".join([_SEPARATOR, block[_HEAD.size : body], _SEPARATOR])
+    whole = memoryview(block)
+    parts: list[bytes | memoryview] = []
+    at = place = done = 0
+    for key, value in zip(keys, values, strict=True):
+        found = there.find(b"".join([_SEPARATOR, key, _SEPARATOR]), at)
         if found < 0 or value is None or len(value) != FIXED:
             return None
-        place += keys.count(_SEPARATOR, at, found)
+        place += len(_separators(there, at, found))
         at = found
-        changed[body + place * FIXED : body + (place + 1) * FIXED] = value
-    return bytes(changed)
+        parts += whole[done : body + place * FIXED], value
+        done = body + (place + 1) * FIXED
+    return b"".join([*parts, whole[done:]])
+
+
+def _separators(block: bytes, start: int, end: int) -> NDArray[np.intp]:
+    """Say where the separators lie between two places in a block, counted from the first."""
+    return np.flatnonzero(np.frombuffer(block, np.uint8, end - start, start) == _SEPARATOR[0])
 
 
 def _plain(block: bytes) -> tuple[int, int] | None:
@@ -169,14 +179,14 @@ def _plain(block: bytes) -> tuple[int, int] | None:
 def is_boundary(key: bytes) -> bool:
     """Tell whether a range ends after `key`: about one key in 3,072, whatever stands around it."""
     # The high bits of the product depend on all bits of the checksum, which alone is linear in the key.
-    return (crc32(key) * 0x9E3779B1) & 0xFFFFFFFF < _LIMIT
+    return (crc32(key) * _SPREAD) & 0xFFFFFFFF < _LIMIT
 
 
 def cut(keys: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     """Yield the half-open index ranges into which sorted keys are cut; only the last may lack a boundary."""
     start = 0
-    ends = [at for at, key in enumerate(keys, 1) if (crc32(key) * 0x9E3779B1) & 0xFFFFFFFF < _LIMIT]
-    for end in ends:
+    sums = np.fromiter(map(crc32, keys), np.uint32, len(keys))
+    for end in (np.flatnonzero(sums * np.uint32(_SPREAD) < _LIMIT) + 1).tolist():
         yield start, end
         start = end
     if start < len(keys):

@@ -6,7 +6,7 @@ from pathlib import Path
 from lake.durable import point
 from lake.engines.embedded.engine import Engine, writing
 from lake.engines.embedded.files import guarded
-from lake.engines.embedded.history import History, check_free, let_go, new_token
+from lake.engines.embedded.history import History, check_free, let_go, new_token, unstage
 from lake.engines.embedded.workspaces import forget_state
 from lake.errors import ConflictError, RefNotFound, nearest
 from lake.names import MAIN, check_branch, check_pattern, check_tag
@@ -64,7 +64,7 @@ class References:
             with self._engine.db.write(freeing=True) as con:
                 con.execute("DELETE FROM branches WHERE token = ?", (branch.token,))
                 let_go(con, branch.head)
-                dropped = con.execute("DELETE FROM staging WHERE token = ?", (branch.token,)).rowcount
+                dropped = unstage(con, branch.token)
                 forget_state(con, branch.token)
             point("delete-branch.forgotten")
             self._engine.workspaces.discard(branch.token)

@@ -19,7 +19,7 @@ from lake.engines.embedded.files import guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
 from lake.engines.embedded.gc import GRACE_S, WAIT_S, collect
 from lake.engines.embedded.healing import content
-from lake.engines.embedded.history import Branch, check_unprotected, read_staging
+from lake.engines.embedded.history import Branch, check_unprotected, read_staging, unstage
 from lake.engines.embedded.importing import EmbeddedImporter
 from lake.engines.embedded.inspection import FolderInspector
 from lake.engines.embedded.layout import check_openable, make_folders, make_repository
@@ -258,7 +258,7 @@ class EmbeddedRepository(References, Handle):
                 engine.workspaces.restore(found, pending.state)
             with engine.db.write() as con:
                 check_unprotected(con, branch)
-                con.execute("DELETE FROM staging WHERE token = ?", (found.token,))
+                unstage(con, found.token)
                 if pending.state:
                     save_state(con, found.token, State(found.head, pending.state.prefixes, {}))
         if pending.staged:

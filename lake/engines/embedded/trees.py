@@ -22,7 +22,7 @@ CACHED_ENTRIES = 300_000
 T = TypeVar("T")
 Records = tuple[list[bytes], list[bytes]]
 Edits = Mapping[bytes, bytes | None]
-Part = Sequence[tuple[bytes, bytes | None]]  # edits of one range, sorted
+Part = tuple[list[bytes], list[bytes | None]]  # edits of one range, sorted: their keys and their values
 Delta = tuple[bytes, bytes | None, bytes | None]
 Group = list[tuple[int, bytes]]  # ranges of the left (0) and right (1) tree, by digest
 
@@ -254,7 +254,7 @@ class Trees:
             return None
         if taken and taken.instead_of(tree, which, part[0][0]) is not None:
             return None
-        return replaced(self._store.read(tree.ranges[which], "manifest range"), part)
+        return replaced(self._store.read(tree.ranges[which], "manifest range"), *part)
 
     def _settle(self, tree: Tree, draft: _Draft, done: int, until: int, waiting: Records) -> tuple[int, Records]:
         """Let waiting records run into the unedited ranges that follow, until a boundary ends them."""
@@ -276,12 +276,14 @@ class Trees:
 def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, Part]]:
     """Group sorted edits by the range they fall into; what lies behind the last range goes with it."""
     keys = sorted(edits)
+    # What is staged comes sorted: then there is nothing to look up.
+    values = list(edits.values()) if keys == list(edits) else [edits[key] for key in keys]
     top = max(len(tree.lasts) - 1, 0)
     start = 0
     while start < len(keys):
         which = min(bisect_left(tree.lasts, keys[start]), top)
         end = len(keys) if which == top else bisect_right(keys, tree.lasts[which])
-        yield which, [(key, edits[key]) for key in keys[start:end]]
+        yield which, (keys[start:end], values[start:end])
         start = end
 
 
@@ -304,16 +306,18 @@ class _Made:
 def _apply(records: Records, part: Part) -> Records:
     """Apply edits to records; where they change values alone, the list of keys is the same one."""
     old, values = records
-    fresh = [value for _, value in part if value is not None]
-    if len(fresh) == len(part) <= len(old):
-        places = [bisect_left(old, key) for key, _ in part]
-        if all(at < len(old) and old[at] == key for at, (key, _) in zip(places, part, strict=True)):
+    fresh = [value for value in part[1] if value is not None]
+    if len(fresh) == len(part[0]):
+        if not old:
+            return part[0], fresh
+        places = [bisect_left(old, key) for key in part[0]] if len(fresh) <= len(old) else []
+        if places and all(at < len(old) and old[at] == key for at, key in zip(places, part[0], strict=True)):
             changed = list(values)
             for at, replacement in zip(places, fresh, strict=True):
                 changed[at] = replacement
             return old, changed
     merged = dict(zip(*records, strict=True))
-    for key, value in part:
+    for key, value in zip(*part, strict=True):
         if value is None:
             merged.pop(key, None)
         else:
