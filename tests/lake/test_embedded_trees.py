@@ -157,6 +157,21 @@ def test_a_range_that_is_not_in_memory_is_edited_to_the_same_tree_as_one_that_is
         assert {key: after for key, _, after in Trees(trees._store).delta(start, made)} == changed
 
 
+def test_an_edit_leaves_nothing_behind_that_its_tree_does_not_name(trees, tmp_path):
+    none = trees.empty()
+    start = trees.edit(none, {key: value(1) for key in keys_of(200)})
+    # Without its last key a range runs into the next, whose changed value was put into its bytes ahead of that.
+    edits = {start.lasts[3]: None, start.lasts[4]: value(2)}
+    cold = Trees(trees._store)
+    made = cold.edit(cold.load(start.digest), edits)
+    expected = {key: value(1) for key in keys_of(200)} | edits
+    del expected[start.lasts[3]]
+    assert dict(cold.items(made)) == expected
+    there = {bytes.fromhex(path.parent.name + path.name) for path in (tmp_path / "manifests").glob("*/*")}
+    assert there == {tree.digest for tree in (none, start, made)} | {*start.ranges, *made.ranges}
+    assert not [path for path in (tmp_path / "tmp").rglob("t*") if path.is_file()]
+
+
 def test_a_change_rewrites_only_the_ranges_it_falls_into(trees):
     before = trees.edit(trees.empty(), {key: value(1) for key in keys_of(2000)})
     after = trees.edit(before, {b"volumes/em/00700": value(2), b"volumes/em/00701": None})

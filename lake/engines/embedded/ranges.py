@@ -153,7 +153,7 @@ def replaced(block: bytes, keys: Sequence[bytes], values: Sequence[bytes | None]
         found = there.find(b"".join([_SEPARATOR, key, _SEPARATOR]), at)
         if found < 0 or value is None or len(value) != FIXED:
             return None
-        place += len(_separators(there, at, found))
+        place += int(np.count_nonzero(np.frombuffer(there, np.uint8, found - at, at) == _SEPARATOR[0]))
         at = found
         parts += whole[done : body + place * FIXED], value
         done = body + (place + 1) * FIXED

@@ -14,8 +14,8 @@ views.
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +38,7 @@ from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.trash import Trash
 from lake.errors import ConflictError, CorruptObject
-from lake.room import Room
+from lake.room import NO_ROOM, Room
 
 R = TypeVar("R")
 #: A new key, since a commit that changes no key is refused.
@@ -59,6 +59,43 @@ class Found:
     size: int
     stat: os.stat_result
     copy: str | None = None  # a copy among the temporary files, made while hashing; None for a large file
+
+
+class Batch:
+    """Contents on their way into a store. Threads may add at the same time."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self._full: OSError | None = None
+        self.digests: list[bytes] = []
+        self.sizes: list[int] = []
+        self.fresh: list[tuple[str, bytes]] = []  # written here under a temporary name: path and digest
+
+    def add(self, blob: bytes) -> bytes:
+        """Write a content, if it is not stored, so that nobody need keep it in memory; returns its digest."""
+        digest = hashlib.sha256(blob).digest()
+        self.digests.append(digest)
+        self.sizes.append(len(blob))
+        if self._full is None and not self._store.holds_bytes(digest, len(blob)):
+            try:
+                self.fresh.append((self._store.write(blob, digest), digest))
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                # What does not fit is still counted: the error at the end says what all of it needs.
+                self._full = error
+        return digest
+
+    def drop(self, digest: bytes) -> None:
+        """Leave out what was added once and is not wanted after all."""
+        remove(path for path, each in self.fresh if each == digest)
+        self.fresh = [item for item in self.fresh if item[1] != digest]
+        self.digests.remove(digest)
+
+    def check_room(self) -> None:
+        """Raise what `add` met on a full disk."""
+        if self._full is not None:
+            raise self._full
 
 
 class Store:
@@ -140,35 +177,31 @@ class Store:
     # -- in -----------------------------------------------------------------------------------------------------------
     def put_bytes(self, data: bytes) -> bytes:
         """Store bytes durably; returns their digest."""
-        return self.put_many([data])[0]
+        with self.batch() as batch:
+            return batch.add(data)
 
-    def put_many(self, blobs: Sequence[bytes], known: Sequence[bytes] = ()) -> list[bytes]:
-        """Store many contents durably, with as few waits for the disk as that takes.
-
-        `known` are the digests of the first of them, for a caller that has had to compute them.
-        """
-        digests = [*known, *(hashlib.sha256(blob).digest() for blob in blobs[len(known) :])]
-        fresh: list[tuple[str, bytes]] = []
+    @contextmanager
+    def batch(self) -> Iterator["Batch"]:
+        """Store many contents durably, with as few waits for the disk as that takes: all at the end, or none."""
+        batch = Batch(self)
         with Room(self.root.parent) as room:
-            room.need(map(len, blobs))
             try:
-                for digest, blob in zip(digests, blobs, strict=True):
-                    if not self.holds_bytes(digest, len(blob)):
-                        fresh.append((self._write(blob, digest), digest))
-                if fresh:
-                    point("store.written")
-                sync_files((path for path, _ in fresh), self.root)
+                yield batch
+                batch.check_room()
+                sync_files((path for path, _ in batch.fresh), self.root)
             except BaseException:
-                remove(path for path, _ in fresh)
+                remove(path for path, _ in batch.fresh)
                 raise
-        for path, digest in fresh:
+            finally:
+                room.need(batch.sizes)
+        for path, digest in batch.fresh:
             point("store.synced")
             os.replace(path, self.path(digest))
         point("store.named")
-        self.sync_folders(digests)
-        return digests
+        self.sync_folders(batch.digests)
 
-    def _write(self, blob: bytes, digest: bytes) -> str:
+    def write(self, blob: bytes, digest: bytes) -> str:
+        """Write a sealed temporary file, not yet synced; returns its path."""
         path = self._scratch.name()
         fd = write_new(path, blob)
         try:
@@ -194,7 +227,7 @@ class Store:
             digest = hashlib.sha256(data).digest()
             if len(data) == before.st_size and digest not in known:
                 # Two threads may both get here with one content: the second copy replaces the first, which is the same.
-                copy = None if self.holds_bytes(digest, len(data)) else self._write(data, digest)
+                copy = None if self.holds_bytes(digest, len(data)) else self.write(data, digest)
                 known.add(digest)
         else:
             digest = hash_file(path)

@@ -9,14 +9,13 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import islice
 from threading import Lock
 from typing import Generic, TypeVar
 
-from lake.engines.embedded.files import ahead, in_threads
+from lake.engines.embedded.files import ahead
 from lake.engines.embedded.ranges import cut, decode, differing, encode, is_boundary, number_of, pack, replaced
-from lake.engines.embedded.store import Store
+from lake.engines.embedded.store import Batch, Store
 
 CACHED_ENTRIES = 300_000
 T = TypeVar("T")
@@ -43,13 +42,13 @@ class Tree:
 
 @dataclass(slots=True)
 class _Draft:
-    """A tree under construction: what it keeps, and the blocks that are new."""
+    """A tree under construction; its new ranges are written as they come."""
 
+    batch: Batch
     firsts: list[bytes] = field(default_factory=list)
     lasts: list[bytes] = field(default_factory=list)
-    ranges: list[bytes | int] = field(default_factory=list)  # a digest, or the position of a new block
+    ranges: list[bytes] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    blocks: list[bytes] = field(default_factory=list)
 
     def keep(self, tree: Tree, start: int, end: int) -> None:
         self.firsts += tree.firsts[start:end]
@@ -60,17 +59,19 @@ class _Draft:
     def add(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         self.firsts.append(keys[0])
         self.lasts.append(keys[-1])
-        self.ranges.append(len(self.blocks))
+        self.ranges.append(self.batch.add(encode(keys, values)))
         self.counts.append(len(keys))
-        self.blocks.append(encode(keys, values))
 
-    def replace(self, tree: Tree, which: int, block: bytes) -> None:
-        """Put a block with the same keys in the place of a range."""
-        self.firsts.append(tree.firsts[which])
-        self.lasts.append(tree.lasts[which])
-        self.ranges.append(len(self.blocks))
-        self.counts.append(tree.counts[which])
-        self.blocks.append(block)
+    def replace(self, tree: Tree, which: int, digest: bytes) -> None:
+        """Put a range with the same keys in the place of one."""
+        self.keep(tree, which, which + 1)
+        self.ranges[-1] = digest
+
+    def finish(self) -> Tree:
+        values = [pack(*item) for item in zip(self.ranges, self.counts, self.firsts, strict=True)]
+        # The tree names its ranges, but means nothing before a commit names it: all get their names at once.
+        digest = self.batch.add(encode(self.lasts, values))
+        return Tree(digest, tuple(self.firsts), tuple(self.lasts), tuple(self.ranges), tuple(self.counts))
 
 
 class _Cache(Generic[T]):
@@ -204,7 +205,8 @@ class Trees:
     # -- editing ------------------------------------------------------------------------------------------------------
     def empty(self) -> Tree:
         """Give the tree without objects, storing it."""
-        return self._finish(_Draft())
+        with self._store.batch() as batch:
+            return _Draft(batch).finish()
 
     def edit(self, tree: Tree, edits: Edits, made: tuple[Tree, Tree] | None = None) -> Tree:
         """Give the tree with `edits` applied (None removes), stored durably; the same tree if nothing changes.
@@ -217,14 +219,18 @@ class Trees:
         """
         if not edits:
             return tree
-        draft = _Draft()
-        taken = _Made(*made) if made else None
+        with self._store.batch() as batch:
+            draft = _Draft(batch)
+            self._edit(tree, edits, draft, _Made(*made) if made else None)
+            return draft.finish()
+
+    def _edit(self, tree: Tree, edits: Edits, draft: _Draft, taken: "_Made | None") -> None:
         # The records that wait for a boundary: their range's own one was removed, or never was (the last range).
         waiting: Records = ([], [])
         done = 0
         parts = list(_by_range(tree, edits))
-        blocks = ahead(lambda item: self._replaced(tree, *item, taken), parts)
-        for (which, part), block in zip(parts, blocks, strict=True):
+        swapped = ahead(lambda item: self._replaced(tree, *item, draft.batch, taken), parts)
+        for (which, part), digest in zip(parts, swapped, strict=True):
             if which > done and waiting[0]:
                 done, waiting = self._settle(tree, draft, done, which, waiting)
             draft.keep(tree, done, which)
@@ -232,9 +238,11 @@ class Trees:
             if taken and not waiting[0] and (there := taken.instead_of(tree, which, part[0][0])) is not None:
                 draft.keep(taken.tree, there, there + 1)
                 continue
-            if not waiting[0] and block is not None:
-                draft.replace(tree, which, block)
-                continue
+            if digest is not None:
+                if not waiting[0]:
+                    draft.replace(tree, which, digest)
+                    continue
+                draft.batch.drop(digest)
             old = self.records(tree.ranges[which]) if which < len(tree.ranges) else ([], [])
             merged = _apply(old, part)
             if not waiting[0] and which < len(tree.ranges) - 1 and merged[0] is old[0]:
@@ -246,15 +254,15 @@ class Trees:
         draft.keep(tree, done, len(tree.ranges))
         if waiting[0]:
             draft.add(*waiting)
-        return self._finish(draft)
 
-    def _replaced(self, tree: Tree, which: int, part: Part, taken: "_Made | None") -> bytes | None:
+    def _replaced(self, tree: Tree, which: int, part: Part, batch: Batch, taken: "_Made | None") -> bytes | None:
         """Change values alone, in the bytes of a range that is not decoded yet; None if that cannot be done."""
         if which >= len(tree.ranges) or tree.ranges[which] in self._ranges:
             return None
         if taken and taken.instead_of(tree, which, part[0][0]) is not None:
             return None
-        return replaced(self._store.read(tree.ranges[which], "manifest range"), *part)
+        block = replaced(self._store.read(tree.ranges[which], "manifest range"), *part)
+        return None if block is None else batch.add(block)
 
     def _settle(self, tree: Tree, draft: _Draft, done: int, until: int, waiting: Records) -> tuple[int, Records]:
         """Let waiting records run into the unedited ranges that follow, until a boundary ends them."""
@@ -263,14 +271,6 @@ class Trees:
             waiting = _emit(draft, (waiting[0] + keys, waiting[1] + values))
             done += 1
         return done, waiting
-
-    def _finish(self, draft: _Draft) -> Tree:
-        new = in_threads(lambda block: sha256(block).digest(), draft.blocks)
-        digests = tuple(new[entry] if isinstance(entry, int) else entry for entry in draft.ranges)
-        values = [pack(*item) for item in zip(digests, draft.counts, draft.firsts, strict=True)]
-        # The tree names its ranges, but means nothing before a commit names it: all are written at once.
-        stored = self._store.put_many([*draft.blocks, encode(draft.lasts, values)], new)
-        return Tree(stored[-1], tuple(draft.firsts), tuple(draft.lasts), digests, tuple(draft.counts))
 
 
 def _by_range(tree: Tree, edits: Edits) -> Iterator[tuple[int, Part]]:
