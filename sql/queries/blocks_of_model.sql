@@ -6,12 +6,13 @@
 -- columns:  distance BIGINT, run_id VARCHAR, stage VARCHAR, block VARCHAR, region VARCHAR, min_x DOUBLE, min_y DOUBLE,
 --           min_z DOUBLE, max_x DOUBLE, max_y DOUBLE, max_z DOUBLE
 -- parameters: $model_digest VARCHAR
--- units:    distance in steps from the model (0: computed by it); box in nm
+-- units:    model_digest whole, or its first digits (seven at least); distance in steps from the model (0:
+--           computed by it); box in nm
 -- owner:    lake
 WITH RECURSIVE touched (run_id, block, distance) AS (
     SELECT DISTINCT made_by, block, 0::BIGINT
     FROM ops.blocks
-    WHERE model_digest = $model_digest
+    WHERE starts_with(model_digest, $model_digest) AND length($model_digest) >= 7
     UNION
     SELECT i.run_id, i.block, t.distance + 1
     FROM touched AS t

@@ -5,12 +5,12 @@
 -- grain:    one row per region
 -- columns:  region VARCHAR, blocks BIGINT, supervoxels BIGINT, segments BIGINT, synapses BIGINT
 -- parameters: $model_digest VARCHAR
--- units:    none
+-- units:    model_digest whole, or its first digits (seven at least)
 -- owner:    lake
 WITH RECURSIVE touched (run_id, block) AS (
     SELECT DISTINCT made_by, block
     FROM ops.blocks
-    WHERE model_digest = $model_digest
+    WHERE starts_with(model_digest, $model_digest) AND length($model_digest) >= 7
     UNION
     SELECT i.run_id, i.block
     FROM touched AS t

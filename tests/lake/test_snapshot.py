@@ -54,6 +54,9 @@ def check_questions(repo: Repository, known: Example) -> None:
         # r2 reused align 0_0_1 of the first run: its lineage goes on through that run.
         assert [row[2] for row in new.sql("tiles_of_segment", {"root_id": known.b_second}).rows()] == ["t0", "t1", "t2"]
         touched = new.sql("blocks_of_model", {"model_digest": M2}).polars()
+        for query in ("blocks_of_model", "impact_of_model", "releases_with_model"):
+            whole, first, few = (new.sql(query, {"model_digest": M2[:digits]}).rows() for digits in (64, 12, 6))
+            assert whole == first != few == []
         assert touched.select("distance", "run_id", "block").rows() == [
             (0, RUN2, "affinity/0_0_1"),
             (1, RUN2, "synapses/0_0_1"),
