@@ -10,10 +10,14 @@ import pytest
 
 import lake
 from lake.engines.embedded.database import Database
+from lake.engines.embedded.files import SMALL
 from lake.engines.embedded.history import read_staging, stage, unstage
+from lake.engines.embedded.incoming import Incoming
 from lake.errors import ProtectedBranch, RefNotFound, StorageError
 
 CALLERS = 12
+#: Too large for one put at a time: these meet where they are staged.
+LARGE = SMALL
 
 
 @pytest.fixture
@@ -59,11 +63,11 @@ def all_waiting(repo, work, items, meanwhile=lambda: None) -> list[Future]:
 
 
 def test_callers_who_wait_are_staged_in_one_transaction(repo, counted):
-    futures = all_waiting(repo, lambda n: repo.put("main", f"k/{n}", b"%d" % n), range(CALLERS))
+    futures = all_waiting(repo, lambda n: repo.put("main", f"k/{n}", b"%2d" % n * LARGE), range(CALLERS))
     assert {future.result().key for future in futures} == {f"k/{n}" for n in range(CALLERS)}
     assert counted.transactions == 1
     assert {stat.key: repo.get("main", stat.key) for stat in repo.list("main")} == {
-        f"k/{n}": b"%d" % n for n in range(CALLERS)
+        f"k/{n}": b"%2d" % n * LARGE for n in range(CALLERS)
     }
 
 
@@ -82,7 +86,7 @@ def test_a_caller_who_is_refused_keeps_nobody_else_from_staging(repo):
 
 def test_a_transaction_that_fails_fails_for_one_and_the_others_are_staged_all_the_same(repo, counted):
     counted.failing.append(sqlite3.OperationalError("disk I/O error"))
-    futures = all_waiting(repo, lambda n: repo.put("main", f"k/{n}", b"x"), range(CALLERS))
+    futures = all_waiting(repo, lambda n: repo.put("main", f"k/{n}", b"x" * LARGE), range(CALLERS))
     failed = [n for n, future in enumerate(futures) if future.exception() is not None]
     assert len(failed) == 1
     assert isinstance(futures[failed[0]].exception(), StorageError)
@@ -103,7 +107,7 @@ def test_a_child_forked_while_others_wait_stages_what_is_its_own_and_nothing_of_
             finally:
                 os._exit(1)
 
-    futures = all_waiting(repo, lambda n: repo.put("main", f"k/{n}", b"x"), range(3), fork)
+    futures = all_waiting(repo, lambda n: repo.put("main", f"k/{n}", b"x" * LARGE), range(3), fork)
     keys = [future.result().key for future in futures]
     repo.delete("main", keys)
     os.write(given, b"!")
@@ -131,3 +135,37 @@ def test_what_was_read_is_unstaged_and_nothing_else(repo, beside):
         assert unstage(con, "m") == (token == "m")
         stage(con, "m", rows)
         assert read_staging(con, "m")[1] > last
+
+
+def test_small_puts_of_many_threads_are_kept_one_at_a_time_and_large_ones_side_by_side(repo, monkeypatch):
+    at_work, most = set(), {}
+    real = Incoming.put_bytes
+
+    def put_bytes(incoming, digest, data):
+        at_work.add(digest)
+        time.sleep(0.01)
+        most[len(data)] = max(most.get(len(data), 0), len(at_work))
+        real(incoming, digest, data)
+        at_work.discard(digest)
+
+    monkeypatch.setattr(Incoming, "put_bytes", put_bytes)
+    for size in (SMALL - 1, SMALL):
+        with ThreadPoolExecutor(8) as pool:
+            list(
+                pool.map(lambda n, size=size: repo.put("main", f"{size}/{n}", b"%08d" % n + bytes(size - 8)), range(8))
+            )
+    assert most[SMALL - 1] == 1 < most[SMALL]
+    assert len(list(repo.list("main"))) == 16
+
+
+def test_a_child_forked_while_a_small_put_is_under_way_can_put(repo):
+    with repo._engine.small_puts.through(needed=True):
+        child = os.fork()
+        if not child:
+            try:
+                repo.put("main", "child", b"c")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert repo.get("main", "child") == b"c"

@@ -20,7 +20,7 @@ from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.staging import Stager
 from lake.engines.embedded.store import Store
 from lake.engines.embedded.trees import Edits, Tree, Trees
-from lake.engines.embedded.turns import Turns
+from lake.engines.embedded.turns import OneByOne, Turns
 from lake.engines.embedded.views import Views
 from lake.engines.embedded.workspaces import State, Values, Workspaces, load_state
 from lake.errors import ReadOnlyRepository
@@ -76,6 +76,7 @@ class Engine:
         self.db = ReadOnlyDatabase(database, self.scratch, self._read_only) if refused else Database(database)
         self.objects = Store(root / "objects", self.scratch, symbolic=bool(refused))
         self.turns = Turns(root / "locks")
+        self.small_puts = OneByOne()
         self.incoming = Incoming(root / "incoming", self.objects, self.scratch, self.turns)
         self.objects.elsewhere = self.incoming.find
         self.manifests = Store(root / "manifests", self.scratch, fix=RESTORE_MANIFEST)

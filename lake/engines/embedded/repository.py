@@ -15,7 +15,7 @@ from lake.engines.embedded import commits
 from lake.engines.embedded.access import refused
 from lake.engines.embedded.engine import Engine, kind_of, writing
 from lake.engines.embedded.examine import examine
-from lake.engines.embedded.files import guarded, guarded_items, translate
+from lake.engines.embedded.files import SMALL, guarded, guarded_items, translate
 from lake.engines.embedded.folders import check_prefix
 from lake.engines.embedded.gc import GRACE_S, WAIT_S, collect
 from lake.engines.embedded.healing import content
@@ -124,24 +124,25 @@ class EmbeddedRepository(References, Handle):
         name = check_key(key).encode()
         check_content(data)
         metadata = check_metadata(metadata)
-        self._writable(branch)
-        incoming = self._engine.incoming
-        try:
-            with self._engine.turns.working(), Room(self.root) as room:
-                if isinstance(data, Path):
-                    room.need([data.stat().st_size if data.is_file() else 0])
-                    digest, size = incoming.put_file(data)
-                else:
-                    room.need([len(data)])
-                    digest, size = hashlib.sha256(data).digest(), len(data)
-                    incoming.put_bytes(digest, data)
-                point("put.object-kept")
-                value = pack_object(digest, size, content_type, metadata)
-                self._engine.stager.stage(branch, {name: value}, "put")
-        except NoRoom:
-            # What was kept and could not be staged.
-            self._engine.tidy()
-            raise
+        size = (data.stat().st_size if data.is_file() else 0) if isinstance(data, Path) else len(data)
+        with self._engine.small_puts.through(needed=size < SMALL):
+            self._writable(branch)
+            incoming = self._engine.incoming
+            try:
+                with self._engine.turns.working(), Room(self.root) as room:
+                    room.need([size])
+                    if isinstance(data, Path):
+                        digest, size = incoming.put_file(data)
+                    else:
+                        digest = hashlib.sha256(data).digest()
+                        incoming.put_bytes(digest, data)
+                    point("put.object-kept")
+                    value = pack_object(digest, size, content_type, metadata)
+                    self._engine.stager.stage(branch, {name: value}, "put")
+            except NoRoom:
+                # What was kept and could not be staged.
+                self._engine.tidy()
+                raise
         return unpack_object(name, value, self._engine.objects.path(digest))
 
     @writing

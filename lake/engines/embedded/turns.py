@@ -17,12 +17,39 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock
 
 from lake.durable import point
 from lake.engines.embedded.files import flocked
 from lake.engines.embedded.sharing import open_shared
 
 _POLL_S = (0.001, 0.1)  # first and longest pause between looks at a lock
+
+
+class OneByOne:
+    """Lets one thread of this process through at a time, where they would only be in each other's way.
+
+    A call of the system lets go of the interpreter's lock and then waits for it among all threads that want it. A small
+    put makes some twenty such calls: 16 threads that put 4 KiB each took 2.2 times as long side by side as in line.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        # A fork may have copied a lock that a thread of the parent holds.
+        self._owner, self._lock = os.getpid(), Lock()
+
+    @contextmanager
+    def through(self, *, needed: bool) -> Iterator[None]:
+        """Wait for those before, if that is `needed`."""
+        if not needed:
+            yield
+            return
+        if self._owner != os.getpid():
+            self._begin()
+        with self._lock:
+            yield
 
 
 class Turns:
