@@ -69,37 +69,28 @@ def no_room(path: Path | str, needed: int, code: int = errno.ENOSPC) -> NoRoom:
         ENOSPC, EDQUOT or EFBIG: the disk, the user's quota, or the size of one file.
     """
     folder, free = free_below(path)
-    amount = f"about {needed:,} bytes are needed" if needed else "more is needed than there is"
+    amount = wanted(needed)
     if code == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         told = (
             f"this process may write files of {limit:,} bytes" if limit >= 0 else "the file system takes no larger file"
         )
-        return NoRoom(
-            f"a file below {folder} would be too large: {amount}, {told}",
-            fix="raise the limit (`ulimit -f unlimited`), then repeat the command: it goes on from what is whole",
-            needed=needed,
-            free=free,
-            code=code,
-        )
-    if code == errno.EDQUOT:
-        more = f"raise the quota by {needed:,} bytes" if needed else "raise the quota"
-        return NoRoom(
-            f"the quota for {folder} is used up: {amount}; of the disk itself {free:,} are free",
-            fix=f"{more} or remove files that count towards it, then repeat the command: it goes on from what is whole",
-            needed=needed,
-            free=free,
-            code=code,
-        )
-    short = max(needed - free, 0)
-    more = f"free at least {short:,} bytes there" if short else "make room there"
-    return NoRoom(
-        f"no room left in {folder}: {amount}, {free:,} are free",
-        fix=f"{more}, then repeat the command: it goes on from what is whole",
-        needed=needed,
-        free=free,
-        code=code,
-    )
+        what = f"a file below {folder} would be too large: {amount}, {told}"
+        way = "raise the limit (`ulimit -f unlimited`)"
+    elif code == errno.EDQUOT:
+        what = f"the quota for {folder} is used up: {amount}; of the disk itself {free:,} are free"
+        more = f" by {needed:,} bytes" if needed else ""
+        way = f"raise the quota{more} or remove files that count towards it"
+    else:
+        what = f"no room left in {folder}: {amount}, {free:,} are free"
+        way = f"free at least {needed - free:,} bytes there" if needed > free else "make room there"
+    fix = f"{way}, then repeat the command: it goes on from what is whole"
+    return NoRoom(what, fix=fix, needed=needed, free=free, code=code)
+
+
+def wanted(needed: int) -> str:
+    """Say how many bytes an operation needs; 0 if nobody knows."""
+    return f"about {needed:,} bytes are needed" if needed else "more is needed than there is"
 
 
 def code_of(error: BaseException, root: Path | str) -> int:

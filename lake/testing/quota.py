@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lake.testing.small_disk import SIZE, SmallDisk
+from lake.testing.small_disk import SIZE, SmallDisk, or_skipped
 
 _MISSING = "no quota"
 
@@ -82,15 +82,7 @@ def quota_disk(tmp_path: Path) -> Iterator[QuotaDisk]:
         pytest.skip(f"{_MISSING}: {', '.join(missing)} is missing (btrfs-progs)")
     if os.geteuid() != 0:
         pytest.skip(f"{_MISSING}: mounting takes root")
-    context = with_quota(tmp_path / "quota")
-    try:
-        disk = context.__enter__()
-    except OSError as error:
-        pytest.skip(f"{_MISSING}: {error}")
-    try:
-        yield disk
-    finally:
-        context.__exit__(None, None, None)
+    yield from or_skipped(with_quota(tmp_path / "quota"), _MISSING)
 
 
 @pytest.fixture(params=["small_disk", "quota_disk"])

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -352,12 +352,14 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     """A small disk for one test; skipped where nothing can be mounted."""
     if shutil.which("mount") is None or os.geteuid() != 0:
         pytest.skip(f"{_MISSING}: mounting one takes root")
-    try:
-        context = mounted(tmp_path / "disk")
-        disk = context.__enter__()
-    except OSError as error:
-        pytest.skip(f"{_MISSING}: {error}")
-    try:
-        yield disk
-    finally:
-        context.__exit__(None, None, None)
+    yield from or_skipped(mounted(tmp_path / "disk"), _MISSING)
+
+
+def or_skipped(context: AbstractContextManager[Target], missing: str) -> Iterator[Target]:
+    """Give what a context gives; skipped, because of what is `missing`, where it cannot be entered (`OSError`)."""
+    with ExitStack() as stack:
+        try:
+            given = stack.enter_context(context)
+        except OSError as error:
+            pytest.skip(f"{missing}: {error}")
+        yield given

@@ -69,16 +69,20 @@ def test_grace_counts_from_when_a_tag_gave_the_commit_up(repo, monkeypatch):
     now = lake.engines.embedded.gc.time.time()
     monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 3 * WEEK_S)
     assert repo.collect_garbage(grace_s=WEEK_S).kept["tags"].count == 3
+    check_grace(repo, monkeypatch, now, tagged, lambda: repo.delete_tag("r1"))
+
+
+def check_grace(repo, monkeypatch, now, commit, give_up):
+    """Give up, three weeks from `now`, a commit that was made then: it stays for a week."""
     with monkeypatch.context() as later:
-        # The commit was made three weeks before its tag goes.
         later.setattr("lake.engines.embedded.history.time.time", lambda: now + 3 * WEEK_S)
-        repo.delete_tag("r1")
+        give_up()
     assert repo.collect_garbage(grace_s=WEEK_S).kept["grace"].count == 3
-    assert repo.get(tagged, "old") == b"o" * 500
+    assert repo.get(commit, "old") == b"o" * 500
     monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 5 * WEEK_S)
     assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
     with pytest.raises(RefNotFound):
-        repo.get(tagged, "old")
+        repo.get(commit, "old")
 
 
 def move_away(repo, commit):
@@ -99,16 +103,7 @@ def test_grace_counts_from_when_a_branch_gave_the_commit_up(repo, monkeypatch, g
     now = lake.engines.embedded.gc.time.time()
     monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 3 * WEEK_S)
     assert repo.collect_garbage(grace_s=WEEK_S).kept["branches"].count > 3
-    with monkeypatch.context() as later:
-        # The commit was made three weeks before it is given up.
-        later.setattr("lake.engines.embedded.history.time.time", lambda: now + 3 * WEEK_S)
-        give_up(repo, made)
-    assert repo.collect_garbage(grace_s=WEEK_S).kept["grace"].count == 3
-    assert repo.get(made, "old") == b"o" * 500
-    monkeypatch.setattr("lake.engines.embedded.gc.time.time", lambda: now + 5 * WEEK_S)
-    assert repo.collect_garbage(grace_s=WEEK_S).commits_removed == 1
-    with pytest.raises(RefNotFound):
-        repo.get(made, "old")
+    check_grace(repo, monkeypatch, now, made, lambda: give_up(repo, made))
 
 
 def test_a_new_commit_has_its_grace_period_whoever_gave_it_up(repo, monkeypatch):

@@ -159,7 +159,7 @@ def test_small_puts_of_many_threads_are_kept_one_at_a_time_and_large_ones_side_b
 
 
 def test_a_child_forked_while_a_small_put_is_under_way_can_put(repo):
-    with repo._engine.small_puts.through(needed=True):
+    with repo._engine.small_puts.through():
         child = os.fork()
         if not child:
             try:

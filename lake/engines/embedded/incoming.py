@@ -80,18 +80,21 @@ class Incoming:
             self._name(path, digest)
         return digest, stat.st_size
 
+    def _place(self, digest: bytes) -> str:
+        return f"{self._text}/{digest.hex()}"
+
     def holds_bytes(self, digest: bytes, size: int) -> bool:
         """Tell whether the content is here, or in the store, by its bytes: to put a damaged one again heals it."""
         if self._store.holds_bytes(digest, size):
             return True
         with suppress(FileNotFoundError):
-            path = f"{self._text}/{digest.hex()}"
+            path = self._place(digest)
             return os.stat(path).st_size == size and hash_file(path) == digest
         return False
 
     def _name(self, path: str, digest: bytes) -> None:
         point("put.written")
-        target = f"{self._text}/{digest.hex()}"
+        target = self._place(digest)
         try:
             os.replace(path, target)
         except FileNotFoundError:
@@ -100,8 +103,7 @@ class Incoming:
 
     def find(self, digest: bytes) -> str | None:
         """Say where the content lies, whatever boot it is from; None if it is not here."""
-        name = digest.hex()
-        target = f"{self._text}/{name}"
+        name, target = digest.hex(), self._place(digest)
         if os.path.exists(target):
             return target
         try:
@@ -118,7 +120,7 @@ class Incoming:
         """
         moves: dict[bytes, str] = {}
         for digest, (size, key) in wanted.items():
-            here = f"{self._text}/{digest.hex()}"
+            here = self._place(digest)
             if _is_sealed(here, digest, size):
                 moves[digest] = here
                 continue

@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
@@ -125,7 +126,7 @@ class EmbeddedRepository(References, Handle):
         check_content(data)
         metadata = check_metadata(metadata)
         size = (data.stat().st_size if data.is_file() else 0) if isinstance(data, Path) else len(data)
-        with self._engine.small_puts.through(needed=size < SMALL):
+        with self._engine.small_puts.through() if size < SMALL else nullcontext():
             self._writable(branch)
             incoming = self._engine.incoming
             try:

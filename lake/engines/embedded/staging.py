@@ -1,7 +1,8 @@
 """Writes what is staged: callers that come at the same time share one transaction.
 
 A transaction on the database costs more than what a small `put` writes, and only one can run at a time: SQLite lets the
-others sleep and look again. So callers queue; whoever gets to write next takes along all who wait.
+others sleep and look again. So callers queue; whoever gets to write next takes along all who wait. Small puts of one
+process do not meet here: they come in line (`turns.OneByOne`).
 """
 
 import os

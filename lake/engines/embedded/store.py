@@ -188,6 +188,8 @@ class Store:
             try:
                 yield batch
                 batch.check_room()
+                if batch.fresh:
+                    point("store.written")
                 sync_files((path for path, _ in batch.fresh), self.root)
             except BaseException:
                 remove(path for path, _ in batch.fresh)

@@ -41,11 +41,8 @@ class OneByOne:
         self._owner, self._lock = os.getpid(), Lock()
 
     @contextmanager
-    def through(self, *, needed: bool) -> Iterator[None]:
-        """Wait for those before, if that is `needed`."""
-        if not needed:
-            yield
-            return
+    def through(self) -> Iterator[None]:
+        """Wait for those before."""
         if self._owner != os.getpid():
             self._begin()
         with self._lock:

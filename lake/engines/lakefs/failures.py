@@ -53,7 +53,7 @@ from lake.errors import (
     ServerUnreachable,
     StorageError,
 )
-from lake.room import code_in
+from lake.room import code_in, wanted
 
 _BY_STATUS: dict[int, tuple[type[LakeError], str]] = {
     400: (BadInput, "correct the request"),
@@ -121,9 +121,8 @@ def from_status(status: int, text: str, doing: str, size: int = 0) -> LakeError:
 
 
 def _no_room(status: int, text: str, doing: str, size: int, code: int) -> NoRoom:
-    needed = f"about {size:,} bytes are needed" if size else "more is needed than there is"
     error = NoRoom(
-        f"{doing}: the server has no room ({needed}): {text}",
+        f"{doing}: the server has no room ({wanted(size)}): {text}",
         fix="make room on the server's disk, then repeat the command: it goes on from what is whole",
         needed=size,
         code=code,

@@ -6,13 +6,12 @@ written, onto a hidden branch that is gone afterwards.
 
 from urllib.parse import urlsplit
 
-from lake.engines.lakefs import local_store, objects
+from lake.engines.lakefs import local_store
 from lake.engines.lakefs.address import Address
-from lake.engines.lakefs.threeway import head_of, hidden_branch
 from lake.engines.lakefs.wire import Wire
 from lake.errors import LakeError, NoRoom, ServerUnreachable
 from lake.location import Location, S3Access
-from lake.names import MAIN
+from lake.room import wanted
 
 # Bytes: what is written at least, with its metadata, and how much is sent at most to find out.
 _LEAST, _MOST = 128 << 10, 256 << 20
@@ -31,12 +30,11 @@ def trouble_behind(location: Location, access: S3Access, needed: int) -> LakeErr
     host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
     wire = Wire(Address(host, port, name, url.scheme, access.access_key_id, access.secret_access_key, "a location"))
     try:
-        _upload(wire, bytes(min(max(needed, _LEAST), _MOST)))
+        with local_store.trial(wire, bytes(min(max(needed, _LEAST), _MOST))):
+            return None
     except NoRoom as error:
-        amount = f"about {needed:,} bytes are needed" if needed else "more is needed than there is"
-        told = NoRoom(
-            f"{location.uri}: the server has no room ({amount})", fix=error.fix, needed=needed, code=error.code
-        )
+        message = f"{location.uri}: the server has no room ({wanted(needed)})"
+        told = NoRoom(message, fix=error.fix, needed=needed, code=error.code)
         told.__cause__ = error
         return told
     except ServerUnreachable as error:
@@ -45,10 +43,3 @@ def trouble_behind(location: Location, access: S3Access, needed: int) -> LakeErr
         return None
     finally:
         wire.close()
-    return None
-
-
-def _upload(wire: Wire, data: bytes) -> None:
-    with hidden_branch(wire, head_of(wire, MAIN)) as branch:
-        stat = objects.put(wire, branch, "room", data, "application/octet-stream", {})
-    local_store.discard(wire, stat)

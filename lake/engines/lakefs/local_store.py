@@ -23,15 +23,18 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from lake.durable import point
+from lake.engines.lakefs import objects
 from lake.engines.lakefs.failures import may_have_arrived, may_repeat, status_of
+from lake.engines.lakefs.threeway import head_of, hidden_branch
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import LakeError, ServerUnreachable, StorageError
+from lake.names import MAIN
 from lake.repository import Metadata, ObjectStat
 from lake.room import Room
 
@@ -87,10 +90,8 @@ class LocalStore:
         try:
             answer = wire.send("PUT", path, query, body, len(body), headers, doing=doing, once=True)
         except LakeError as error:
-            if 400 <= status_of(error) < 500:
-                file.unlink(missing_ok=True)
-                raise
-            if isinstance(error, ServerUnreachable) and not may_have_arrived(error):
+            unasked = isinstance(error, ServerUnreachable) and not may_have_arrived(error)
+            if 400 <= status_of(error) < 500 or unasked:
                 file.unlink(missing_ok=True)
                 raise
             if not may_repeat(error, safe=True):
@@ -156,8 +157,12 @@ def find(wire: Wire, stat: ObjectStat, data: bytes | Path) -> LocalStore | None:
     return LocalStore(root, namespace) if str(root).endswith(f"/{name}") and name != namespace else None
 
 
-def discard(wire: Wire, stat: ObjectStat) -> None:
-    """Remove the bytes of an object that was uploaded by this process and is on no branch, if they lie in reach."""
+@contextmanager
+def trial(wire: Wire, data: bytes) -> Iterator[ObjectStat]:
+    """Upload bytes to a hidden branch that is gone afterwards, and so are they if they lie in reach."""
+    with hidden_branch(wire, head_of(wire, MAIN)) as branch:
+        stat = objects.put(wire, branch, "trial", data, "application/octet-stream", {})
+        yield stat
     place = place_of(stat.address)
     if wire.address.on_loopback and place is not None:
         with suppress(OSError):

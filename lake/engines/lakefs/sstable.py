@@ -49,21 +49,26 @@ def blocks(table: bytes) -> Iterator[bytes]:
 
 
 def ranges(metarange: bytes) -> Iterator[Range]:
-    """Yield the ranges that a metarange names, in the order of their keys; nothing if the table is one of objects.
+    """Yield the ranges that a metarange names, in the order of their keys; nothing if the table is one of objects."""
+    for block in blocks(metarange):
+        yield from ranges_in(block)
+
+
+def ranges_in(block: bytes) -> Iterator[Range]:
+    """Yield the ranges that a block of a metarange names.
 
     A value is two strings, each behind its length: the id, and a protocol buffer of key, key, bytes and count.
     """
-    for block in blocks(metarange):
-        for value in _values(block):
-            if not value.startswith(_NAMED):
-                continue
-            name = value[len(_NAMED) : len(_NAMED) + _ID]
-            if _HEX.fullmatch(name):
-                _, at = _varint(value, len(_NAMED) + _ID)
-                fields = _fields(value[at:])
-                first, last, count = (fields.get(number) for number in (_FIRST, _LAST, _COUNT))
-                if isinstance(first, bytes) and isinstance(last, bytes) and isinstance(count, int):
-                    yield Range(name.decode(), first, last, count)
+    for value in _values(block):
+        if not value.startswith(_NAMED):
+            continue
+        name = value[len(_NAMED) : len(_NAMED) + _ID]
+        if _HEX.fullmatch(name):
+            _, at = _varint(value, len(_NAMED) + _ID)
+            fields = _fields(value[at:])
+            first, last, count = (fields.get(number) for number in (_FIRST, _LAST, _COUNT))
+            if isinstance(first, bytes) and isinstance(last, bytes) and isinstance(count, int):
+                yield Range(name.decode(), first, last, count)
 
 
 def _fields(message: bytes) -> dict[int, bytes | int]:

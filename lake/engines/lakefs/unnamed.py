@@ -24,12 +24,10 @@ from pathlib import Path
 from lake.engines.lakefs import local_store, objects
 from lake.engines.lakefs.local_store import LocalStore
 from lake.engines.lakefs.references import commit_pages
-from lake.engines.lakefs.sstable import Damaged, blocks, ranges
-from lake.engines.lakefs.threeway import head_of, hidden_branch
+from lake.engines.lakefs.sstable import Damaged, blocks, ranges_in
 from lake.engines.lakefs.wire import Wire
 from lake.errors import BadInput, CorruptObject, NotFound
 from lake.garbage import Collected, Share
-from lake.names import MAIN
 from lake.repository import CommitId
 
 #: Seconds after which the server names no address any more (24 h), and an hour for clocks that differ.
@@ -76,10 +74,8 @@ def sweep(wire: Wire, *, dry_run: bool = False, older_s: float = EXPIRED_S) -> C
 def _store(wire: Wire) -> LocalStore:
     """Find the store by an object that the server puts there for this, on a branch that is gone afterwards."""
     data = secrets.token_bytes(32)
-    with hidden_branch(wire, head_of(wire, MAIN)) as branch:
-        stat = objects.put(wire, branch, "store", data, "application/octet-stream", {})
+    with local_store.trial(wire, data) as stat:
         store = local_store.find(wire, stat, data)
-    local_store.discard(wire, stat)
     if store is None:
         raise BadInput(
             f"{wire.address.location} is on a lakeFS server, whose own collector removes objects; nothing was removed",
@@ -117,27 +113,22 @@ def _named(store: LocalStore, tables: set[str]) -> set[str]:
     found: set[str] = set()
     folder = store.root / "_lakefs"
     for name in tables:
-        table = _whole(folder / name)
-        for block in blocks(table):
+        for block in _whole(folder / name):
             found.update(match.decode() for match in _NAME.findall(block))
-        lacking = next((part.id for part in ranges(table) if not Path(folder, part.id).exists()), None)
-        if lacking is not None:
-            raise _not_whole(folder / lacking, "it is missing")
+            for part in ranges_in(block):
+                if not Path(folder, part.id).exists():
+                    raise _not_whole(folder / part.id, "it is missing")
     return found
 
 
-def _whole(path: Path) -> bytes:
-    """Read a sorted table, again if it is being written at this moment."""
+def _whole(path: Path) -> list[bytes]:
+    """Read the blocks of a sorted table, again if it is being written at this moment."""
     for pause_s in _PAUSES_S:
         time.sleep(pause_s)
-        table = path.read_bytes()
         try:
-            for _ in blocks(table):
-                pass
+            return list(blocks(path.read_bytes()))
         except Damaged as error:
             why = str(error)
-        else:
-            return table
     raise _not_whole(path, why)
 
 

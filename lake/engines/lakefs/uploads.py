@@ -16,8 +16,9 @@ size     REST (`lane`)   linked, copied  linked/REST   S3, obstore  S3, boto3
 =======  ==============  ==============  ============  ===========  ===========
 
 REST costs the server the md5, a sha256 that nobody asks for, and the way through a socket; linking costs a second
-request. The gateway does what REST does, for more (spoken by a `Lane` too: 0.34 in memory at 4 KiB). Without a copy
-linking costs the same for an object of any size, but the object would change with the caller's file.
+request. The gateway spares nothing of this (spoken by a `Lane`: 0.34 in memory at 4 KiB); obstore, which speaks it
+without the interpreter, took 0.31 to our 0.45 on an idle machine, and learns less of what became of the object. Without
+a copy linking costs the same for an object of any size, but the object would change with the caller's file.
 """
 
 from pathlib import Path
