@@ -136,6 +136,15 @@ def test_wherever_room_ends_nothing_is_half_done(name, points, cramped, template
     FullDisk(cramped, template, OPERATIONS[name]).try_all(points)
 
 
+@pytest.mark.slow
+def test_what_writing_takes_beside_the_bytes_does_not_end_the_process(quota_disk, template):
+    full = FullDisk(quota_disk, template, OPERATIONS["put of a file"])
+    took, outcome = full.needed()
+    # Here the file just fits, and the pages of SQLite's index would not: a signal, if nobody looked.
+    trials = [full.try_with(took * part // 1000, outcome) for part in range(370, 410, 2)]
+    assert any(trial.error is not None for trial in trials)
+
+
 def test_a_folder_on_a_full_disk_is_examined_and_says_so(small_disk):
     repo = lake.create(small_disk.root / "repo")
     small_disk.leave(0)

@@ -18,6 +18,7 @@ NAME = "spare"
 SIZE = 256 * 1024  # bytes
 _STEP = 64 * 1024
 _FAR = 64 << 20  # bytes; with more than this free, no other writer can use up the rest between two looks
+_EASY = 8  # times what is needed; with as much, what writing takes beside the bytes is no surprise
 _PLENTY = 16 * SIZE  # with less than this free, what is left is for the work
 
 
@@ -54,9 +55,10 @@ class Spare:
         folder = self._path.parent
         if not self._quota and free_below(folder)[1] > _FAR:  # trying costs ten times as much as asking
             return
-        if not refusal(folder, needed):
+        if not refusal(folder, _EASY * needed):
             return
-        sync_file_system(folder)  # btrfs counts what was removed until then
+        # btrfs counts what was removed until then, and what writing takes beside the bytes only from then on.
+        sync_file_system(folder)
         while code := refusal(folder, needed):
             if not (giving and self.give()):
                 raise OSError(code, os.strerror(code), str(folder))
