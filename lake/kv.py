@@ -50,7 +50,8 @@ def storage_error(error: Exception, location: Location, needed: int = 0) -> Lake
         return no_room(location.path, needed, code)
     text = " ".join(_COLOUR.sub("", str(error)).split())
     lowered = text.lower()
-    if isinstance(error, ConnectionError) or any(sign in lowered for sign in _GONE):
+    lost = location.s3 is not None and reach.lately_lost(location.s3.endpoint)
+    if lost or isinstance(error, ConnectionError) or any(sign in lowered for sign in _GONE):
         return reach.gone(location, text)
     if location.s3 is not None and _FORBIDDEN.search(lowered):
         return NotAuthorized(f"{location.uri}: {text}", fix="check LAKECTL_CREDENTIALS_* or ~/.lakectl.yaml")

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -106,14 +107,34 @@ class Database:
         self._known: set[str] = set()
         self._locations = [place for schema in schemas.values() for place in schema.tables.values()]
         try:
+            server = next((place for place in self._locations if place.s3 is not None), None)
+            if server is None:
+                self._build(schemas, views)
+            else:
+                self._build_watched(server, schemas, views)
+        except (duckdb.Error, LakeError) as error:
+            raise translate(error) if isinstance(error, duckdb.Error) else error from error
+
+    def _build_watched(self, server: Location, schemas: Mapping[str, Schema], views: Sequence[SqlFile]) -> None:
+        """Build on a thread that is left behind if the server goes: it ends by itself, and the interpreter after it.
+
+        The extension that reads Delta tables repeats a request ten times, with pauses, and cannot be interrupted.
+        """
+        pool = ThreadPoolExecutor(1)
+        building = pool.submit(self._build, schemas, views)
+        pool.shutdown(wait=False)
+        reach.settle(building, server)
+
+    def _build(self, schemas: Mapping[str, Schema], views: Sequence[SqlFile]) -> None:
+        try:
             self._load(self._locations)
             for name, schema in schemas.items():
                 self._add(name, schema)
             self.views = self._add_views(views)
             self._close_doors(self._locations)
-        except (duckdb.Error, LakeError) as error:
+        except BaseException:
             self.close()
-            raise translate(error) if isinstance(error, duckdb.Error) else error from error
+            raise
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -140,6 +161,8 @@ class Database:
                 f"the query took longer than {timeout_s} s", fix="narrow it, or allow more time"
             ) from error
         except duckdb.Error as error:
+            if isinstance(error, duckdb.IOException):
+                reach.check_named(error)
             raise translate(error) from error
         finally:
             cursor.close()

@@ -2,13 +2,16 @@
 
 Native libraries repeat a request for minutes, silently, and everything waits for ever where packets are swallowed or a
 process is stopped; most have no setting for it. So the server is asked for its health before they start, and, where
-they let one wait, every second until they are done: a slow server is waited for, a dead one is not.
+they let one wait, every second until they are done: a slow server is waited for, a dead one is not. Where they do not
+let one wait, their connections are watched (`lake.connections`), by a thread for each server: once one of them has no
+answer and the server has none about its health either, all of them are ended, which every library reports.
 
 What ends a piece of work makes others tidy up, and each would wait as long again. So whoever was found gone a moment
 ago is asked briefly before anything more is sent there: the first error is out in five seconds with all that follows.
 """
 
 import http.client
+import os
 import ssl
 import threading
 import time
@@ -16,6 +19,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from lake.connections import Connections, look_after_itself
 from lake.errors import LakeError, ServerUnreachable
 from lake.location import Location
 
@@ -25,9 +29,15 @@ LOOK_EVERY_S = 0.8
 _ANSWER_S = (1.4, 1.4)
 _BRIEFLY_S = (0.4,)
 _FRESH_S = 1.0
+# A native library's requests are looked at more often: it repeats what was ended, and that takes its time too.
+_WATCH_EVERY_S = 0.4
+_FIX = "is the server running? see `emlake server status`"
+# While a server is silent, what is sent there again is ended as often, until nothing has been for so long.
+_END_EVERY_S, _QUIET_S = 0.1, 3.0
 _Times = dict[tuple[str | None, int | None], float]
 _seen: _Times = {}
 _lost: _Times = {}
+_watched: dict[tuple[str | None, int | None], str] = {}
 _lock = threading.Lock()
 
 
@@ -40,6 +50,7 @@ def check(location: Location) -> None:
     if location.s3 is None:
         return
     endpoint = location.s3.endpoint
+    _watch(endpoint)
     if _lately(_seen, endpoint):
         return
     problem = silent(endpoint)
@@ -89,9 +100,64 @@ def settle(future: Any, location: Location) -> Any:
             check(location)
 
 
+def check_named(error: Exception) -> None:
+    """Raise `ServerUnreachable` if an error names a server that this process has used, and that is silent.
+
+    For libraries that have as many words for a lost server as there are moments to lose it in.
+    """
+    text = " ".join(str(error).split())
+    with _lock:
+        named = [endpoint for endpoint in _watched.values() if endpoint.rstrip("/") in text]
+    for endpoint in named:
+        if (problem := silent(endpoint)) is not None:
+            raise ServerUnreachable(f"{endpoint} does not answer: {problem}; {text}", fix=_FIX) from error
+
+
 def gone(location: Location, why: str) -> LakeError:
     """Make the error for a location whose server does not answer."""
-    return ServerUnreachable(f"{location.uri}: {why}", fix="is the server running? see `emlake server status`")
+    return ServerUnreachable(f"{location.uri}: {why}", fix=_FIX)
+
+
+def _watch(endpoint: str) -> None:
+    """Let a thread end the native libraries' connections to a server once it has gone, as long as the process lives."""
+    server = _server(endpoint)
+    with _lock:
+        if server in _watched:
+            return
+        _watched[server] = endpoint
+    threading.Thread(target=_keep_watch, args=(endpoint,), name=f"watch {endpoint}", daemon=True).start()
+
+
+def _begin_anew() -> None:
+    """In a fork no thread of the parent lives on, and what one of them had locked stays locked."""
+    global _lock
+    _lock = threading.Lock()
+    _watched.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _keep_watch(endpoint: str) -> None:
+    url = urlsplit(endpoint)
+    connections = Connections(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+    while True:
+        time.sleep(_WATCH_EVERY_S)
+        if connections.waiting(_WATCH_EVERY_S) and silent(endpoint) is not None:
+            _end_all(connections, endpoint)
+
+
+def _end_all(connections: Connections, endpoint: str) -> None:
+    """End the connections to a silent server, and those that are made again, until it answers or nobody asks."""
+    ended = asked = time.monotonic()
+    while (now := time.monotonic()) - ended < _QUIET_S:
+        if connections.end():
+            ended = now
+        time.sleep(_END_EVERY_S)
+        if now - asked > _FRESH_S:
+            asked = now
+            if silent(endpoint) is None:
+                return
 
 
 def _server(endpoint: str) -> tuple[str | None, int | None]:
@@ -115,6 +181,8 @@ def _ask(endpoint: str, patience_s: float) -> Exception | None:
         else http.client.HTTPConnection(url.hostname or "", url.port, timeout=patience_s)
     )
     try:
+        connection.connect()
+        look_after_itself(connection.sock)
         connection.request("GET", "/_health")
         status = connection.getresponse().status
         if status in (502, 503, 504):

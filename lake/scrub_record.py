@@ -82,7 +82,7 @@ def rows_of(repo: Repository, table: str, place: str, branch: str = OPS) -> pl.D
         rows = tables.read(repo.location_of(head, prefix))
         if "place" in table_spec(table).names:
             rows = rows.filter(pl.col("place") == place)
-        return rows.collect()
+        return rows.pipe(tables.collect)
     except NotFound:
         return pl.DataFrame(schema=dict.fromkeys(("kind", "object", "state", "ts"), pl.String))
 

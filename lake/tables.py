@@ -38,6 +38,7 @@ __all__ = [
     "TABLES",
     "Part",
     "append",
+    "collect",
     "commit_parts",
     "content_digest",
     "overwrite",
@@ -156,8 +157,7 @@ def check_roots(location: Location, spec: TableSpec, paths: Sequence[str]) -> No
     if spec.name not in ("segments", "agglomeration") or len(paths) < 2:
         return
     uris = [f"{location.uri}/{path}" for path in paths]
-    options = location.storage_options or None
-    keys = pl.scan_parquet(uris, storage_options=options).select(spec.sort_key).collect()
+    keys = pl.scan_parquet(uris, storage_options=location.scan_options or None).select(spec.sort_key).collect()
     rows_of.check_unique(keys.to_arrow(), spec)
 
 
@@ -203,7 +203,16 @@ def read(location: Location) -> pl.LazyFrame:
             for path, size in _files(table):
                 # A cut file would make polars panic, which no handler of ours sees.
                 _check_size(location, path, os.path.getsize(location.path / path), size)
-        return pl.scan_delta(table)
+        return pl.scan_delta(table, storage_options=location.scan_options or None)
+
+
+def collect(rows: pl.LazyFrame) -> pl.DataFrame:
+    """Collect rows of tables as polars does; `ServerUnreachable` if that failed and the server has gone."""
+    try:
+        return rows.collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reach.check_named(error)
+        raise
 
 
 def _files(table: DeltaTable) -> list[tuple[str, int]]:

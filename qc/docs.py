@@ -23,6 +23,7 @@ import polars as pl
 from lake.digests import canonical_json
 from lake.errors import AlreadyExists, BadInput, NotFound
 from lake.snapshot import Snapshot
+from lake.tables import collect
 from qc.index import index_body
 from qc.pages import offline, page
 from qc.run import measured
@@ -53,8 +54,8 @@ def write_docs(snapshot: Snapshot, folder: Path) -> Path:
             f"{snapshot.ref} has no QC of the data it holds", fix=f"run `emlake qc run {snapshot.ref}` first"
         )
     old = _old_pages(folder)
-    metrics = snapshot.table("qc_metrics").sort("metric", "scope", "scope_id").collect()
-    stored = snapshot.table("qc_results").sort("suite", "expectation").collect()
+    metrics = snapshot.table("qc_metrics").sort("metric", "scope", "scope_id").pipe(collect)
+    stored = snapshot.table("qc_results").sort("suite", "expectation").pipe(collect)
     pages = _pages(snapshot, metrics, stored, data_commit)
     for name in old - set(pages):
         (folder / name).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lake.box import Box
 from lake.errors import OF_THE_MACHINE, LakeError, NotFound, TableNotFound
 from lake.snapshot import SchemaName, Snapshot
+from lake.tables import collect
 from lake.volumes import Volume
 from qc import metrics as m
 from qc.checks import graph_checks
@@ -45,7 +46,7 @@ def measure(snapshot: Snapshot, progress: Progress | None = None) -> list[Metric
 
 def _frame(snapshot: Snapshot, table: str, columns: Iterable[str] = (), schema: SchemaName = "main") -> pl.DataFrame:
     rows = snapshot.table(table, schema=schema)
-    return (rows.select(*columns) if columns else rows).collect()
+    return (rows.select(*columns) if columns else rows).pipe(collect)
 
 
 def _unknown(names: Iterable[str], reason: str) -> list[Metric]:
@@ -125,7 +126,7 @@ def _orphans(snapshot: Snapshot, grid: Grid) -> list[Metric]:
         # Summed by region and root before it is collected: a row for each pair, not for each supervoxel.
         sizes = (
             supervoxels.join(roots, on="supervoxel_id").group_by("region", "root_id").agg(pl.col("voxels").sum())
-        ).collect()
+        ).pipe(collect)
         segments = _frame(snapshot, "segments", ("root_id", "voxels", "boundary_faces"))
         ends = _frame(snapshot, "synapses", ("pre_pt_root_id", "post_pt_root_id"))
     except TableNotFound as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from lake.repository import CommitId, Repository
-from lake.tables import overwrite
+from lake.tables import collect, overwrite
 from qc.measure import Progress, measure
 from qc.suites import run_suites
 
@@ -72,5 +72,5 @@ def _judged(repo: Repository, commit: CommitId) -> tuple[CommitId, CommitId] | N
 
 def _stored(repo: Repository, commit: CommitId, data_commit: CommitId) -> QcRun:
     with repo.snapshot(commit) as snapshot:
-        metrics, results = (snapshot.table(name).collect() for name in ("qc_metrics", "qc_results"))
+        metrics, results = (snapshot.table(name).pipe(collect) for name in ("qc_metrics", "qc_results"))
     return QcRun(commit, data_commit, metrics, results, made=False)

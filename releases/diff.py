@@ -8,6 +8,7 @@ import polars as pl
 from lake.errors import TableNotFound
 from lake.repository import CommitId, Repository
 from lake.snapshot import Snapshot
+from lake.tables import collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ _ROOTS = ["pre_pt_root_id", "post_pt_root_id"]
 def _column(snapshot: Snapshot | None, table: str, columns: list[str]) -> pl.DataFrame:
     if snapshot is not None:
         try:
-            return snapshot.table(table).select(columns).collect()
+            return snapshot.table(table).select(columns).pipe(collect)
         except TableNotFound:
             pass
     types = {c: pl.Float64 if "position" in c else pl.String if c == "region" else pl.Int64 for c in columns}
@@ -117,7 +118,7 @@ def _rows(before: Snapshot | None, after: Snapshot, table: str) -> dict[str, int
     frames = []
     for snapshot in (before, after):
         try:
-            frames.append(snapshot.table(table).select(keys).collect() if snapshot else None)
+            frames.append(snapshot.table(table).select(keys).pipe(collect) if snapshot else None)
         except TableNotFound:
             frames.append(None)
     old, new = frames
@@ -163,6 +164,6 @@ def _by_region(snapshot: Snapshot | None) -> pl.DataFrame:
     try:
         voxels = snapshot.table("supervoxels").select("supervoxel_id", "region", "voxel_hash")
         roots = snapshot.table("agglomeration").select("supervoxel_id", "root_id")
-        return voxels.join(roots, on="supervoxel_id", how="left").collect()
+        return voxels.join(roots, on="supervoxel_id", how="left").pipe(collect)
     except TableNotFound:
         return pl.DataFrame(schema=schema)

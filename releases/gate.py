@@ -13,6 +13,7 @@ import polars as pl
 
 from lake.errors import NotFound, TableNotFound, nearest
 from lake.repository import CommitId, Repository
+from lake.tables import collect
 from releases.history import current
 from releases.policy import Gate, Policy, read_policy
 from releases.verdict import GateResult, Outcome, Verdict, status_of
@@ -76,7 +77,7 @@ def judge(repo: Repository, name: str, *, now: datetime | None = None) -> Verdic
 def _rows(repo: Repository, commit: CommitId, table: str) -> pl.DataFrame:
     with repo.snapshot(commit) as snapshot:
         try:
-            return snapshot.table(table).collect()
+            return snapshot.table(table).pipe(collect)
         except TableNotFound:
             return pl.DataFrame()
 
@@ -148,7 +149,7 @@ def waivers(repo: Repository, release: str, now: datetime) -> list[dict[str, Any
     """List the waivers for candidate `release` that have not expired."""
     with repo.snapshot("main") as snapshot:
         try:
-            rows = snapshot.table("waivers", schema="ops").collect()
+            rows = snapshot.table("waivers", schema="ops").pipe(collect)
         except TableNotFound:
             return []
     return rows.filter((pl.col("release") == release) & (pl.col("expires") > now)).sort("ts").to_dicts()

@@ -10,7 +10,7 @@ import polars as pl
 from lake.digests import bytes_digest, canonical_json
 from lake.errors import NotFound, ObjectNotFound
 from lake.repository import CommitId, Repository
-from lake.tables import content_digest, table_exists
+from lake.tables import collect, content_digest, table_exists
 from lake.tables import version as table_version
 from releases.diff import release_diff
 from releases.history import Release, current
@@ -122,7 +122,7 @@ def _artifact(repo: Repository, q: CommitId, root: dict[str, Any]) -> dict[str, 
         if table_exists(location):
             with repo.snapshot(q) as snapshot:
                 frame = snapshot.table(parts[1])
-                rows = int(frame.select(pl.len()).collect().item())
+                rows = int(frame.select(pl.len()).pipe(collect).item())
                 schema = {column: str(kind) for column, kind in frame.collect_schema().items()}
             entry |= {
                 "format": "delta",

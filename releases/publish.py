@@ -23,6 +23,7 @@ from lake.digests import canonical_json
 from lake.errors import ConflictError, GateRefused, NotFound, StorageError, TableNotFound
 from lake.ops import append_rows
 from lake.repository import CommitId, Repository
+from lake.tables import collect
 from releases.gate import candidate_branch, judge
 from releases.guard import check_main, unlike
 from releases.history import Release, current, find, history, standing
@@ -205,7 +206,7 @@ def _finish(repo: Repository, release: Release, manifest: dict[str, Any], user: 
 def _recorded(repo: Repository, table: str, where: pl.Expr) -> bool:
     with repo.snapshot("main") as snapshot:
         try:
-            return snapshot.table(table, schema="ops").filter(where).limit(1).collect().height > 0
+            return snapshot.table(table, schema="ops").filter(where).limit(1).pipe(collect).height > 0
         except TableNotFound:
             return False
 

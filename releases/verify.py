@@ -9,7 +9,7 @@ import polars as pl
 from lake.digests import bytes_digest
 from lake.errors import OF_THE_MACHINE, LakeError, ObjectNotFound
 from lake.repository import Repository
-from lake.tables import content_digest
+from lake.tables import collect, content_digest
 from releases.diff import release_diff
 from releases.history import Release, find
 from releases.manifest import manifest_digest, read_manifest
@@ -102,7 +102,7 @@ def _tables(repo: Repository, release: Release, manifest: dict[str, object]) -> 
             continue
         table = artifact["name"]
         with repo.snapshot(release.merge) as snapshot:
-            rows = int(snapshot.table(table).select(pl.len()).collect().item())
+            rows = int(snapshot.table(table).select(pl.len()).pipe(collect).item())
         digest = content_digest(repo.location_of(release.merge, artifact["prefix"]), table)
         if rows != artifact["rows"] or digest != artifact["content_digest"]:
             faults.append(f"{artifact['prefix']}: {rows} rows with digest {digest} are not what the manifest says")

@@ -97,7 +97,9 @@ def _indexed(repo: Repository, head: CommitId) -> set[str]:
     location = repo.location_of(head, "tables/runs/")
     if not tables.table_exists(location):
         return set()
-    complete = tables.read(location).filter(pl.col("state") == "complete").select("run_id").unique().collect()
+    complete = (
+        tables.read(location).filter(pl.col("state") == "complete").select("run_id").unique().pipe(tables.collect)
+    )
     return set(complete["run_id"])
 
 

@@ -286,7 +286,7 @@ def _kept_on_interrupt(session: Session) -> Iterator[None]:
 def _known(location: Location) -> dict[str, Row]:
     if not tables.table_exists(location):
         return {}
-    return {row["path"]: row for row in tables.read(location).collect().iter_rows(named=True)}
+    return {row["path"]: row for row in tables.read(location).pipe(tables.collect).iter_rows(named=True)}
 
 
 def _brought(repo: Repository, session: Session, table: Location) -> list[Row]:

@@ -242,7 +242,7 @@ class Finder:
             spec = TABLES.get(port.name) or table_spec(port.name)
             wanted = port.columns or tuple(n for n in spec.names if n not in spec.volatile)
             wanted = tuple(dict.fromkeys((port.select, *wanted)))
-            frame = tables.read(location).select(wanted).collect()
+            frame = tables.read(location).select(wanted).pipe(tables.collect)
             self._tables[key] = frame.sort(wanted, maintain_order=True)
         return self._tables[key]
 

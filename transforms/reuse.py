@@ -40,7 +40,7 @@ class Elsewhere:
             .select("fingerprint", "block", "run_id")
             .unique()
             .sort("fingerprint", "run_id")
-            .collect()
+            .pipe(tables.collect)
         )
         found = {}
         for fingerprint, block, run_id in rows.iter_rows():
@@ -58,7 +58,7 @@ class Elsewhere:
                 self._blocks = self._repo.location_of(head, "tables/blocks/")
                 if tables.table_exists(runs) and tables.table_exists(self._blocks):
                     made = tables.read(runs).filter(pl.col("output_commit").is_not_null())
-                    self._runs = dict(made.select("run_id", "output_commit").unique().collect().iter_rows())
+                    self._runs = dict(made.select("run_id", "output_commit").unique().pipe(tables.collect).iter_rows())
                 else:
                     self._blocks = None
         return self._runs

@@ -128,7 +128,7 @@ class Archive:
             return pl.DataFrame()
         rows = tables.read(location).filter(pl.col("status") == "ok")
         dropped = ("ingested", "source", "run_id", "reason", "status", "acquired", "metadata")
-        return rows.drop(dropped, strict=False).sort("acquisition", "section", "tile", "path").collect()
+        return rows.drop(dropped, strict=False).sort("acquisition", "section", "tile", "path").pipe(tables.collect)
 
     def folder_of(self, path: str) -> tuple[Location, str]:
         """Give where the folder of a tile is, and the tile's name in it."""

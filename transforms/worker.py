@@ -149,7 +149,7 @@ def _rows(location: Location, name: str, columns: tuple[str, ...]) -> pl.DataFra
     if not tables.table_exists(location):
         return pl.DataFrame(pl.from_arrow(empty_rows(spec))).select(wanted)
     keys = [key for key in spec.sort_key if key in wanted]
-    return tables.read(location).select(wanted).sort(keys or list(wanted)).collect()
+    return tables.read(location).select(wanted).sort(keys or list(wanted)).pipe(tables.collect)
 
 
 def _bytes(location: Location, key: str) -> bytes:

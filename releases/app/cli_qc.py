@@ -55,9 +55,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the measured values, and the expectations that failed."""
+    from lake.tables import collect
+
     with open_repo(repo).snapshot(ref) as snapshot:
-        metrics = snapshot.table("qc_metrics").filter(pl.col("scope") == scope).sort("metric", "scope_id").collect()
-        results = snapshot.table("qc_results").filter(~pl.col("passed").fill_null(value=False)).collect()
+        metrics = snapshot.table("qc_metrics").filter(pl.col("scope") == scope).sort("metric", "scope_id").pipe(collect)
+        results = snapshot.table("qc_results").filter(~pl.col("passed").fill_null(value=False)).pipe(collect)
     if as_json:
         print_json({"ref": ref, "metrics": metrics.to_dicts(), "failed": results.to_dicts()})
         return

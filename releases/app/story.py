@@ -8,6 +8,7 @@ import polars as pl
 from lake.digests import json_digest
 from lake.repository import Repository
 from lake.snapshot import Snapshot
+from lake.tables import collect
 from lake.wording import counted
 from releases.history import find, history
 from releases.manifest import read_manifest
@@ -95,7 +96,7 @@ def read_story(repo: Repository, demo: "Demo") -> dict[str, Any]:
         "affinity_cpu_s": {name: _cpu(runs, f"cand-{name}", "affinity") for name in (GOOD, FAST)},
         "decisions": decisions.to_dicts(),
         "main_holds": GOOD if main_is_good else "something else",
-        "reader": {"release": FAST, "segments": reader.table("segments").select(pl.len()).collect().item()},
+        "reader": {"release": FAST, "segments": reader.table("segments").select(pl.len()).pipe(collect).item()},
         "releases": [
             {"name": r.name, "commit": r.merge, "manifest_digest": r.manifest_digest, "undone_by": r.undone_by or ""}
             for r in history(repo)

@@ -98,9 +98,10 @@ def test_a_server_that_does_not_answer_is_reported_in_under_five_seconds(nowhere
 @pytest.mark.lakefs
 @pytest.mark.slow
 @pytest.mark.parametrize("death", [freeze, kill], ids=["stopped", "killed"])
-@pytest.mark.parametrize("use", ["read", "write", "append", "scan", "sql"])
+@pytest.mark.parametrize("use", ["read", "write", "append", "scan", "collect", "sql", "attach"])
+@pytest.mark.parametrize("just_seen", [False, True], ids=["asked", "just seen"])
 def test_a_server_that_goes_between_two_uses_of_what_is_open_is_reported_in_under_five_seconds(
-    emlake_home, death, use
+    emlake_home, death, use, just_seen
 ) -> None:
     own = server.start(port=server.free_port(), program=program())
     try:
@@ -118,15 +119,19 @@ def test_a_server_that_goes_between_two_uses_of_what_is_open_is_reported_in_unde
             "write": lambda: volume.write(volume.box, np.zeros((4, 4, 4), np.uint8)),
             "append": lambda: tables.append(table, "agglomeration", [{**EDGE, "supervoxel_id": 2}]),
             "scan": lambda: tables.read(table).collect(),
+            "collect": lambda: tables.collect(rows),
             "sql": lambda: database.run("SELECT sum(root_id) FROM agglomeration"),
+            "attach": lambda: Database({"main": Schema({"agglomeration": table}, {})}, [], {}),
         }[use]
         attempt()
-        time.sleep(1.1)  # what was seen alive a moment ago is not asked again
+        if not just_seen:
+            time.sleep(1.1)  # what was seen alive a moment ago is not asked again, and meets the loss itself
         death(own.pid)
         begun = time.monotonic()
         with pytest.raises(ServerUnreachable) as caught:
             attempt()
         assert time.monotonic() - begun < 5
+        assert str(own.port) in caught.value.message
         assert caught.value.fix
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from lake import reach
+from lake.connections import look_after_itself
 
 # Without any progress, by a server that is well all the while.
 _SEND_S = 60.0
@@ -27,6 +28,12 @@ class _Watched:
     #: The server at the other end; nothing is asked before it is set.
     origin = ""
     _limit_s: float | None = None
+
+    def watch(self, origin: str, limit_s: float | None) -> None:
+        """Look after the server at the other end from now on."""
+        self.origin = origin
+        look_after_itself(cast("socket.socket", self))
+        self.settimeout(limit_s)
 
     def settimeout(self, value: float | None) -> None:
         """Set the longest wait for an answer; None: as long as the server lives."""
@@ -75,8 +82,7 @@ class WatchedSocket(_Watched, socket.socket):
     def over(cls, plain: socket.socket, origin: str, limit_s: float | None = None) -> "WatchedSocket":
         """Take a connected socket over."""
         made = cls(plain.family, plain.type, plain.proto, fileno=plain.detach())
-        made.origin = origin
-        made.settimeout(limit_s)
+        made.watch(origin, limit_s)
         return made
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -110,8 +116,7 @@ class _ConnectionTLS(HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         assert isinstance(self.sock, _WatchedTLS)
-        self.sock.origin = _origin("https", self)
-        self.sock.settimeout(cast("float", self.timeout))
+        self.sock.watch(_origin("https", self), cast("float", self.timeout))
 
 
 def _origin(scheme: str, connection: HTTPConnection) -> str:
