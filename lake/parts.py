@@ -125,6 +125,21 @@ def _write_part(
     )
 
 
+def part_at(location: Location, spec: TableSpec, path: str) -> Part:
+    """Describe a Parquet file that lies below the table's folder, from its bytes."""
+    try:
+        data = reach.settle(open_kv(location).read(path), location).value
+        stored = pq.ParquetFile(pa.BufferReader(data)).read()
+    except NATIVE_ERRORS as error:
+        raise storage_error(error, location) from error
+    partition = dict(piece.split("=", 1) for piece in path.split("/")[:-1])
+    whole = stored
+    for column, value in partition.items():
+        whole = whole.append_column(column, pa.repeat(pa.scalar(value), stored.num_rows))
+    digest = rows_digest(conform(whole, spec), spec)
+    return Part(spec.name, path, len(data), stored.num_rows, partition, statistics(stored, spec), digest)
+
+
 def write_parts(location: Location, spec: TableSpec, rows: Rows) -> list[Part]:
     """Write rows as one file per partition, each under a name that was never used before."""
     check_writable(location)

@@ -26,9 +26,9 @@ from lake import reach
 from lake import rows as rows_of
 from lake.columns import TableSpec
 from lake.errors import BadInput, ConflictError, CorruptObject, SchemaMismatch, TableNotFound, nearest
-from lake.kv import NATIVE_ERRORS, open_kv, storage_error
+from lake.kv import NATIVE_ERRORS, list_keys, open_kv, storage_error
 from lake.location import Location
-from lake.parts import Part, check_writable, unless_no_room, write_part, write_parts
+from lake.parts import Part, check_writable, part_at, unless_no_room, write_part, write_parts
 from lake.room import allocated
 from lake.rows import Rows, rows_digest
 from lake.schemas import TABLES, table_spec
@@ -41,8 +41,10 @@ __all__ = [
     "collect",
     "commit_parts",
     "content_digest",
+    "drop_files",
     "overwrite",
     "read",
+    "rebuild",
     "replace_region",
     "table_exists",
     "table_rows",
@@ -106,6 +108,10 @@ def commit_parts(
         `segments` or `agglomeration` would hold one id twice.
     ConflictError
         Another writer committed to the same files meanwhile.
+
+    Notes
+    -----
+    A table that lacks nullable columns which were declared later gets them first, by a Delta commit of their own.
     """
     spec = table_spec(name)
     check_writable(location)
@@ -125,10 +131,56 @@ def commit_parts(
             return int(table.version())
         gone = {str(action["path"]) for action in removed}
         check_roots(location, spec, sorted((present - gone) | set(new)))
-        changes = [*(_add(part) for part in new.values()), *(_remove(action, spec) for action in removed)]
-        schema = Schema.from_arrow(spec.schema)
-        table.create_write_transaction(changes, "append", schema, partition_by=list(spec.partition_by) or None)
+        _widen(table, spec)
+        _change(table, spec, [*(_add(part) for part in new.values()), *(_remove(action, spec) for action in removed)])
         return int(_open(location, name).version())
+
+
+def drop_files(location: Location, name: str, paths: Collection[str]) -> int:
+    """Take data files out of a table in one Delta commit; give how many rows they had, by the log.
+
+    For files that are lost: none is opened, and none need be there. What the table does not hold is ignored.
+    """
+    spec = table_spec(name)
+    check_writable(location)
+    with _translated(location, name, allocated([_LOG_LINE * len(paths)])):
+        table = _open(location, name)
+        actions = [a for a in pa.table(table.get_add_actions(flatten=True)).to_pylist() if a["path"] in paths]
+        if actions:
+            _change(table, spec, [_remove(action, spec) for action in actions])
+        return sum(int(action["num_records"]) for action in actions)
+
+
+def rebuild(location: Location, name: str) -> int:
+    """Make a log for the data files that lie here without one, which become the table; give how many rows they have.
+
+    For a table whose log is lost, and to which rows were only ever added. Where there is no file, no table is made.
+    Raises `BadInput` if anything is left of a log.
+    """
+    spec = table_spec(name)
+    check_writable(location)
+    keys = list_keys(location)
+    if any(key.startswith("_delta_log/") for key in keys):
+        raise BadInput(f"{location.uri} has a log", fix="remove what is left of it first")
+    paths = [key for key in keys if key.endswith(".parquet")]
+    with _translated(location, name):
+        parts = [part_at(location, spec, path) for path in paths]
+        if parts:
+            _create(location, spec, parts)
+        return sum(part.rows for part in parts)
+
+
+def _widen(table: DeltaTable, spec: TableSpec) -> None:
+    """Add the nullable columns that were declared since the table was made: Delta would leave out what is in them."""
+    known = {field.name for field in table.schema().fields}
+    new = [field for field in Schema.from_arrow(spec.schema).fields if field.nullable and field.name not in known]
+    if new:
+        table.alter.add_columns(new)
+
+
+def _change(table: DeltaTable, spec: TableSpec, actions: Sequence[AddAction | RemoveAction]) -> None:
+    schema = Schema.from_arrow(spec.schema)
+    table.create_write_transaction(list(actions), "append", schema, partition_by=list(spec.partition_by) or None)
 
 
 def _check_parts(parts: Sequence[Part], spec: TableSpec, mode: str, regions: Collection[str] | None) -> None:

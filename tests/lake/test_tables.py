@@ -1,6 +1,7 @@
 """Delta tables: checked rows in, one commit of parts, the same digest whatever the layout."""
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from polars.testing import assert_frame_equal
 
 from lake import tables
 from lake.columns import TableSpec
@@ -88,6 +90,52 @@ def test_appends_add_overwrites_replace_and_versions_count(tmp_path) -> None:
     assert tables.read(where).collect().height == tables.table_rows(where) == 5
     assert tables.overwrite(where, "edges", edges("0_0_0", 1)) == 2 == tables.version(where)
     assert tables.table_rows(where) == 1
+
+
+def test_a_nullable_column_declared_later_is_added_to_a_table_that_exists(tmp_path, monkeypatch) -> None:
+    # What was in it used to be left out without a word: a Delta table goes on with the columns it was made with.
+    where, new = place(tmp_path), TABLES["costs"]
+    columns = tuple(column for column in new.columns if column.name != "reason")
+    row = {name: value for name, value in full_row(new).items() if name != "reason"}
+    with monkeypatch.context() as then:
+        then.setitem(TABLES, "costs", TableSpec("costs", new.doc, "ops", columns, new.sort_key, unique=False))
+        tables.append(where, "costs", [row])
+    assert "reason" not in tables.read(where).collect_schema()
+    for _ in range(2):
+        tables.append(where, "costs", [row | {"reason": "superseded"}])
+    assert sorted(tables.read(where).collect()["reason"], key=str) == [None, "superseded", "superseded"]
+    assert tables.version(where) == 3, "the column is added once"
+
+
+def test_lost_files_are_dropped_without_being_opened_and_the_others_stay(tmp_path) -> None:
+    where = place(tmp_path)
+    for start in (0, 100):
+        tables.append(where, "edges", pl.concat([edges("0_0_0", 3, start), edges("0_0_1", 2, start + 50)]))
+    lost = [path.relative_to(where.path).as_posix() for path in sorted(where.path.glob("region=*/*.parquet"))[1:3]]
+    for path in lost:
+        (where.path / path).unlink()
+    assert tables.drop_files(where, "edges", [*lost, "region=0_0_0/never.parquet"]) == 5
+    assert tables.read(where).collect().height == tables.table_rows(where) == 5
+    assert tables.drop_files(where, "edges", lost) == 0
+    assert tables.version(where) == 2
+
+
+def test_a_table_whose_log_is_lost_is_rebuilt_from_its_files(tmp_path) -> None:
+    where = place(tmp_path)
+    for start in (0, 100):
+        tables.append(where, "edges", pl.concat([edges("0_0_0", 3, start), edges("0_0_1", 2, start + 50)]))
+    rows, digest = tables.read(where).collect(), tables.content_digest(where, "edges")
+    shutil.rmtree(where.path / "_delta_log")
+    assert tables.rebuild(where, "edges") == 10
+    assert tables.content_digest(where, "edges") == digest
+    assert_frame_equal(tables.read(where).collect(), rows, check_row_order=False)
+    assert tables.read(where).filter(pl.col("region") == "0_0_1").collect().height == 4
+    tables.append(where, "edges", edges("0_0_2", 1))
+    assert tables.table_rows(where) == 11
+    with pytest.raises(BadInput, match="has a log"):
+        tables.rebuild(where, "edges")
+    assert tables.rebuild(place(tmp_path, "none"), "edges") == 0
+    assert not tables.table_exists(place(tmp_path, "none"))
 
 
 def test_the_same_rows_appended_twice_are_there_twice(tmp_path) -> None:
