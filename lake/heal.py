@@ -39,7 +39,7 @@ class Healed:
     cured : tuple of Fault
         What was damaged and is whole now.
     left : tuple of (Fault, str)
-        What is damaged still, and why it was not healed.
+        What is damaged still, and why it was not healed; without what was accepted as lost, which `report` tells.
     """
 
     source: str
@@ -50,7 +50,7 @@ class Healed:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged now."""
+        """Whether nothing is damaged now, but for what was accepted as lost."""
         return self.report.ok
 
     def to_json(self) -> dict[str, object]:
@@ -58,6 +58,7 @@ class Healed:
         told = self.checked.to_json() | {
             "ok": self.ok,
             "faults": [fault.to_json() | {"why_not_healed": why} for fault, why in self.left],
+            "accepted": [loss.to_json() for loss in self.report.accepted],
             "recorded": self.report.recorded,
             "notes": list(dict.fromkeys((*self.checked.notes, *self.report.notes))),
         }
@@ -88,7 +89,7 @@ def heal(
     report = checked = examine(repo, inspector, budget, progress)
     while True:
         cured = 0
-        for fault in _healable(report.faults):
+        for fault in _healable(report.damaged):
             if (fault.kind, fault.name) in tried:
                 continue
             offers = _Offers(repo, source, fault)
@@ -98,7 +99,7 @@ def heal(
                 why = str(error)
             tried[fault.kind, fault.name] = fault, why
             cured += not why
-            progress("healed", cured, len(report.faults))
+            progress("healed", cured, len(report.damaged))
         if not cured:
             return _told(source.location, checked, report, tried)
         # What was healed may lead to what nobody could see before.
@@ -113,7 +114,7 @@ def _healable(faults: Sequence[Fault]) -> list[Fault]:
 
 
 def _told(source: str, checked: Report, report: Report, tried: dict[FaultId, tuple[Fault, str]]) -> Healed:
-    now = {(fault.kind, fault.name) for fault in report.faults}
+    now = {(fault.kind, fault.name) for fault in report.damaged}
     cured = tuple(fault for which, (fault, why) in tried.items() if not why and which not in now)
     left = []
     for fault in report.faults:

@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lake.names import unit_of
-from lake.repository import Commit, CommitId, Progress
+from lake.repository import Commit, CommitId, ObjectStat, Progress
 
 RESTORE = "restore it from a copy of the repository"
 RESTORE_MANIFEST = f"{RESTORE}: `emlake scrub --heal-from LOCATION` takes it from a folder"
+ACCEPT = "if no copy holds it: `emlake scrub --accept-loss OBJECT --reason ...`"
+#: Kinds of faults of contents, which are named by the content; all others are of the structure, or follow from these.
+CONTENTS = frozenset({"object", "copy", "staged"})
 Offer = bytes | Path  # bytes, or a file that holds them
 
 
@@ -45,6 +48,8 @@ class Fault:
         How many commits hold it; `first` and `last` are the oldest and the newest of them.
     refs, releases, units : tuple of str
         Branches and tags whose head holds it; releases; tables, volumes and other merge units.
+    causes : tuple of str
+        Of a table or volume: names, any of which may be that of the content that cannot be read, if that is the fault.
     """
 
     kind: str
@@ -58,6 +63,7 @@ class Fault:
     refs: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
 
     def held_by(self, commits: Sequence[Commit], keys: Sequence[str], refs: Sequence[str]) -> "Fault":
         """Give the fault with its holders: `commits` in the order of their making."""
@@ -93,6 +99,11 @@ class Fault:
             "tables": list(self.tables),
             "units": list(self.units),
         }
+
+
+def names_of(stat: ObjectStat) -> tuple[str, ...]:
+    """Give what an inspector may call the content of an object: engines name it by its digest, or by its address."""
+    return stat.checksum, stat.address
 
 
 @dataclass(frozen=True, slots=True)

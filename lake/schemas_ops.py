@@ -276,12 +276,13 @@ SCRUBS = TableSpec(
 
 SCRUB_FAULTS = TableSpec(
     "scrub_faults",
-    "One row per damaged thing that a scrub found, or found whole again; the newest row of a thing holds.",
+    "One row per damaged thing that a scrub found, or found whole again, or whose loss somebody accepted; the newest "
+    "row of a thing holds.",
     "ops",
     (
         text("scrub_id", "run of `emlake scrub`", volatile=True),
         _PLACE,
-        text("state", "damaged | healed"),
+        text("state", "damaged | healed | accepted: damaged, and known to be lost for good"),
         text("kind", "object | copy | view | staged | manifest | commit | refs | repository | table | volume"),
         text("object", "digest, address, commit or file"),
         text("slot", "of a content, 16 hexadecimal digits", null=True),
@@ -295,6 +296,9 @@ SCRUB_FAULTS = TableSpec(
         many("releases", "string", "releases that hold it"),
         many("tables", "string", "tables it belongs to"),
         _WHEN,
+        text("user", "who accepted its loss", null=True, volatile=True),
+        text("reason", "why it was accepted", null=True),
+        moment("accepted", "when it was accepted", null=True),
     ),
     ("ts", "kind", "object", "what"),
     unique=False,

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from lake.errors import BadInput, LakeError
 from lake.integrity import Fault, Inspectable, Inspector, Inventory, Part
 from lake.ops import append_rows
 from lake.repository import Progress, Repository
-from lake.scrub_record import FaultId, Memory
+from lake.scrub_record import FaultId, Loss, Memory
 from lake.units_check import check_units
 from lake.wording import counted
 
@@ -43,7 +43,9 @@ class Report:
     parts : tuple of Part
         What was checked of each kind; `object` holds the contents.
     faults : tuple of Fault
-        Everything damaged, each with who is hit.
+        Everything damaged that nobody has accepted, each with who is hit.
+    accepted : tuple of Loss
+        What is damaged and was accepted as lost (`lake.losses`).
     healed : tuple of str
         What was damaged at an earlier scrub and is whole now.
     left_objects, left_bytes : int
@@ -62,6 +64,7 @@ class Report:
     place: str
     parts: tuple[Part, ...]
     faults: tuple[Fault, ...]
+    accepted: tuple[Loss, ...]
     healed: tuple[str, ...]
     left_objects: int
     left_bytes: int
@@ -74,8 +77,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """Whether nothing is damaged, but for what was accepted as lost."""
         return not self.faults
+
+    @property
+    def damaged(self) -> tuple[Fault, ...]:
+        """Everything damaged, whether somebody has accepted it or not."""
+        return (*self.faults, *(loss.fault for loss in self.accepted))
 
     def to_json(self) -> dict[str, object]:
         """Give it as one JSON object."""
@@ -85,6 +93,7 @@ class Report:
             "ok": self.ok,
             "checked": {part.kind: {"items": part.items, "bytes": part.bytes} for part in self.parts},
             "faults": [fault.to_json() for fault in self.faults],
+            "accepted": [loss.to_json() for loss in self.accepted],
             "healed": list(self.healed),
             "left": {"objects": self.left_objects, "bytes": self.left_bytes, "never_checked": self.never},
             "oldest": self.oldest,
@@ -155,7 +164,6 @@ class _Run:
     inventory: Inventory = field(init=False)
     seen: NDArray[np.bool_] = field(init=False)
     recorded_at: float = field(default_factory=time.monotonic)
-    written: datetime | None = None  # when this run wrote last
     total: int = 0
     checked: int = 0
     checked_bytes: int = 0
@@ -184,6 +192,7 @@ class _Run:
             self._record(final=False)
             raise
         recorded = self._record(final=True)
+        damaged, losses = self.memory.judge(self.faults)
         regions = [*self.done, *self.todo]
         never, oldest, left = self._left(regions)
         total = Part("object", self.checked, self.checked_bytes)
@@ -191,7 +200,8 @@ class _Run:
             self.id,
             self.inspector.place,
             (*self.parts, total),
-            tuple(self.faults),
+            damaged,
+            losses,
             tuple(sorted(f"{kind} {name}" for kind, name in self._healed())),
             len(left),
             int(self.inventory.sizes[left].sum()),
@@ -237,7 +247,7 @@ class _Run:
 
     def _urgent(self) -> NDArray[np.intp]:
         """Give what is checked in every run: staged contents, and those that were damaged."""
-        known = [int(row["slot"], 16) for row in self.memory.damaged.values() if row["slot"]]
+        known = [int(row["slot"], 16) for row in self.memory.known.values() if row["slot"]]
         damaged = np.isin(self.inventory.slots, np.array([*known, *self.again.values()], np.uint64))
         return np.flatnonzero((self.inventory.births < 0) | damaged)
 
@@ -301,19 +311,16 @@ class _Run:
             self.faults = list(self.inspector.attribute(self.faults))
         if not self._may_write():
             return False
-        before = [when for when in (self.memory.latest, self.written) if when is not None]
-        self.written = max([datetime.now(UTC), *(when + timedelta(microseconds=1) for when in before)])
-        base = record.now_rows(self.id, self.inspector.place, self.written)
+        written = self.memory.after(datetime.now(UTC))
+        self.memory = replace(self.memory, latest=written)
+        base = record.now_rows(self.id, self.inspector.place, written)
         self.done = joined(self.done)
         rows = record.region_rows(self._counted([*self.done, *self.todo]), base)
         if final:
             rows += self._part_rows(base)
         tables: dict[str, Any] = {"scrubs": rows}
         if final:
-            tables["scrub_faults"] = [
-                *record.fault_rows(self.faults, self.slots, base),
-                *record.healed_rows((self.memory.damaged[name] for name in self._healed()), base),
-            ]
+            tables["scrub_faults"] = self._fault_rows(base)
         if learned := self.inspector.learned():
             tables["scrub_digests"] = [{**row, "place": base["place"], "ts": base["ts"]} for row in learned]
         try:
@@ -338,6 +345,17 @@ class _Run:
             hit = sum(int(slot) in found for slot in self.inventory.slots[which]) if found else 0
             yield region, len(which), int(self.inventory.sizes[which].sum()), hit
 
+    def _fault_rows(self, base: dict[str, Any]) -> list[dict[str, Any]]:
+        damaged, losses = self.memory.judge(self.faults)
+        new = {(fault.kind, fault.name) for fault in damaged}
+        # Of two faults of one table the newest row stands for both: it tells of the one that nobody has accepted.
+        known = [loss for loss in losses if (loss.fault.kind, loss.fault.name) not in new]
+        return [
+            *record.fault_rows(damaged, self.slots, base),
+            *record.loss_rows(known, self.slots, base),
+            *record.healed_rows((self.memory.known[name] for name in self._healed()), base),
+        ]
+
     def _part_rows(self, base: dict[str, Any]) -> list[dict[str, Any]]:
         whole = {"low": "0" * 16, "high": "f" * 16, "since": 0, "until": self.inventory.until, "checked": self.began}
         return [
@@ -347,7 +365,7 @@ class _Run:
 
     def _healed(self) -> list[FaultId]:
         now = {(fault.kind, fault.name) for fault in self.faults}
-        return sorted(name for name in self.memory.damaged if name not in now)
+        return sorted(name for name in self.memory.known if name not in now)
 
     def _left(self, regions: Sequence[Region]) -> tuple[int, datetime | None, NDArray[np.intp]]:
         never = 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -10,13 +10,28 @@ import polars as pl
 from lake import tables
 from lake.coverage import Region
 from lake.errors import CorruptObject, NotFound, StorageError
-from lake.integrity import Fault
+from lake.integrity import CONTENTS, Fault
 from lake.repository import Repository
 from lake.schemas import table_spec
 
 OPS = "ops"
 _KEYS = 100
 FaultId = tuple[str, str]  # kind, name
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A damaged thing that is known to be lost for good: who says so, why, and since when."""
+
+    fault: Fault
+    user: str
+    reason: str
+    accepted: datetime
+
+    def to_json(self) -> dict[str, object]:
+        """Give it as one JSON object."""
+        told = {"accepted_by": self.user, "accepted": self.accepted, "reason": self.reason}
+        return self.fault.to_json() | told
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +43,9 @@ class Memory:
     regions : list of Region
         As they were after the last run.
     damaged : mapping of (kind, name) to the last row about it
-        Faults that nobody has found healed.
+        Faults that nobody has found healed, nor accepted.
+    accepted : mapping of (kind, name) to the last row about it
+        Losses that were accepted, and that nobody has found healed.
     latest : datetime or None
         The time of the newest row. What is written next is dated after it, whatever the clock says: the order of
         times is that of commits.
@@ -40,9 +57,35 @@ class Memory:
 
     regions: list[Region] = field(default_factory=list)
     damaged: Mapping[FaultId, dict[str, Any]] = field(default_factory=dict)
+    accepted: Mapping[FaultId, dict[str, Any]] = field(default_factory=dict)
     latest: datetime | None = None
     trouble: str = ""
     lost: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def known(self) -> Mapping[FaultId, dict[str, Any]]:
+        """All that was damaged when it was last looked at."""
+        return {**self.damaged, **self.accepted}
+
+    def after(self, now: datetime) -> datetime:
+        """Give the time of what is written next."""
+        return now if self.latest is None else max(now, self.latest + timedelta(microseconds=1))
+
+    def judge(self, faults: Iterable[Fault]) -> tuple[tuple[Fault, ...], tuple[Loss, ...]]:
+        """Tell new damage from losses that were accepted: of contents, and of the units that cannot be read for them.
+
+        A content is known by its name, in whatever place it is missing.
+        """
+        accepted = {name: row for (_, name), row in self.accepted.items()}
+        damaged, losses = [], []
+        for fault in faults:
+            names = (fault.name,) if fault.kind in CONTENTS else fault.causes
+            row = next((accepted[name] for name in names if name in accepted), None)
+            if row is None:
+                damaged.append(fault)
+            else:
+                losses.append(Loss(fault, row["user"], row["reason"], row["accepted"]))
+        return tuple(damaged), tuple(losses)
 
 
 def recall(repo: Repository, place: str) -> Memory:
@@ -69,7 +112,8 @@ def recall(repo: Repository, place: str) -> Memory:
     last = {(row["kind"], row["object"]): row for row in faults.sort("ts").iter_rows(named=True)}
     times = [when for frame in (state, faults) if not frame.is_empty() for when in frame["ts"].to_list()]
     damaged = {name: row for name, row in last.items() if row["state"] == "damaged"}
-    return Memory(regions, damaged, max(times, default=None))
+    accepted = {name: row for name, row in last.items() if row["state"] == "accepted"}
+    return Memory(regions, damaged, accepted, max(times, default=None))
 
 
 def rows_of(repo: Repository, table: str, place: str, branch: str = OPS) -> pl.DataFrame:
@@ -126,6 +170,15 @@ def fault_rows(faults: Sequence[Fault], slots: Mapping[str, int], base: Mapping[
             "tables": list(fault.tables),
         }
         for fault in faults
+    ]
+
+
+def loss_rows(losses: Sequence[Loss], slots: Mapping[str, int], base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write losses as accepted."""
+    rows = fault_rows([loss.fault for loss in losses], slots, base)
+    return [
+        {**row, "state": "accepted", "user": loss.user, "reason": loss.reason, "accepted": loss.accepted}
+        for row, loss in zip(rows, losses, strict=True)
     ]
 
 

@@ -26,6 +26,7 @@ from lake import reach
 from lake import rows as rows_of
 from lake.columns import TableSpec
 from lake.errors import BadInput, ConflictError, CorruptObject, SchemaMismatch, TableNotFound, nearest
+from lake.integrity import ACCEPT
 from lake.kv import NATIVE_ERRORS, list_keys, open_kv, storage_error
 from lake.location import Location
 from lake.parts import Part, check_writable, part_at, unless_no_room, write_part, write_parts
@@ -276,7 +277,7 @@ def _check_size(location: Location, path: str, size: int, recorded: int) -> None
     if size != recorded:
         raise CorruptObject(
             f"{location.uri}/{path} has {counted(size, 'byte')}, the table's log says {recorded:,}",
-            fix="run `emlake scrub`, and restore the object from a clone",
+            fix=f"run `emlake scrub`, and restore the object from a clone; {ACCEPT}",
         )
 
 
@@ -310,7 +311,9 @@ def _piece(location: Location, spec: TableSpec, kv: Any, action: Mapping[str, An
     path = str(action["path"])
     found = reach.settle(kv.read(path), location)
     if found.state != "value":
-        raise CorruptObject(f"{location.uri}/{path} is missing", fix="run `emlake scrub`, and restore it from a clone")
+        raise CorruptObject(
+            f"{location.uri}/{path} is missing", fix=f"run `emlake scrub`, and restore it from a clone; {ACCEPT}"
+        )
     _check_size(location, path, len(found.value), int(action["size_bytes"]))
     rows = pq.ParquetFile(pa.BufferReader(found.value)).read()
     columns = []

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lake.errors import OF_THE_MACHINE, LakeError
-from lake.integrity import Fault, Part
+from lake.integrity import Fault, Part, names_of
 from lake.repository import CommitId, ObjectStat, Progress, Repository
 from lake.wording import counted
 
@@ -28,7 +28,7 @@ _METADATA = ("info", "provenance", "zarr.json", ".zarray", ".zattrs", ".zgroup",
 _FIX = "revert the commit that tore it, or run the stage again that writes it"
 Files = dict[str, ObjectStat]
 Heads = dict[CommitId, list[str]]
-Problem = tuple[str, str]  # what is wrong, what to do
+Problem = tuple[str, str, tuple[str, ...]]  # what is wrong, what to do, and names of the content that is the cause
 
 
 def check_units(repo: Repository, progress: Progress) -> list[Part]:
@@ -80,8 +80,8 @@ def _fault(
 ) -> Fault:
     infos = sorted((repo.commit_info(commit) for commit in commits), key=lambda commit: commit.created)
     refs = [ref for commit in commits for ref in heads[commit]]
-    sentence, fix = problem
-    return Fault(kind, unit, f"{unit} at {refs[0]}: {sentence}", fix).held_by(infos, [unit], refs)
+    sentence, fix, causes = problem
+    return Fault(kind, unit, f"{unit} at {refs[0]}: {sentence}", fix, causes=causes).held_by(infos, [unit], refs)
 
 
 def _folders(repo: Repository, commit: CommitId, root: str) -> Iterator[str]:
@@ -122,16 +122,16 @@ def _signature(unit: str, files: Files) -> str:
 
 def _volume(repo: Repository, commit: CommitId, unit: str, files: Files) -> Iterator[Problem]:
     if not set(files) & {"info", "zarr.json", ".zarray", ".zgroup", "attributes.json"}:
-        yield "there is no metadata file (info, zarr.json, ...)", _FIX
+        yield "there is no metadata file (info, zarr.json, ...)", _FIX, ()
     for name in files:
         try:
             json.loads(repo.get(commit, unit + name))
         except OF_THE_MACHINE:
             raise
         except LakeError as error:
-            yield f"{name}: {error.message}", error.fix
+            yield f"{name}: {error.message}", error.fix, names_of(files[name])
         except ValueError as error:
-            yield f"{name} is not JSON: {error}", _FIX
+            yield f"{name} is not JSON: {error}", _FIX, names_of(files[name])
 
 
 def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Iterator[Problem]:
@@ -139,7 +139,7 @@ def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Itera
     checkpoints = {int(match[1]) for path in files if (match := _CHECKPOINT.fullmatch(path))}
     if not versions:
         if files:
-            yield "there is no log (_delta_log)", _FIX
+            yield "there is no log (_delta_log)", _FIX, ()
         return
     live: dict[str, int] = {}
     first = 0 if 0 in versions else max((v for v in checkpoints if v < max(versions)), default=-1) + 1
@@ -149,32 +149,33 @@ def _table(repo: Repository, commit: CommitId, unit: str, files: Files) -> Itera
         except OF_THE_MACHINE:
             raise
         except (LakeError, pa.ArrowException, OSError, KeyError) as error:
-            yield f"{path} cannot be read: {error}", _FIX
+            yield f"{path} cannot be read: {error}", _FIX, names_of(files[path])
             continue
         if first and int(path.rpartition("/")[2][:20]) == first - 1:
             live |= added
     for version in range(first, max(versions) + 1):
         if version not in versions:
-            yield f"version {version} is missing from the log", _FIX
+            yield f"version {version} is missing from the log", _FIX, ()
             continue
+        path = versions[version]
         try:
-            _replay(repo.get(commit, unit + versions[version]), live)
+            _replay(repo.get(commit, unit + path), live)
         except OF_THE_MACHINE:
             raise
         except LakeError as error:
-            yield f"{versions[version]}: {error.message}", error.fix
+            yield f"{path}: {error.message}", error.fix, names_of(files[path])
         except (ValueError, KeyError, TypeError) as error:
-            yield f"{versions[version]} cannot be read: {error}", _FIX
+            yield f"{path} cannot be read: {error}", _FIX, names_of(files[path])
     if "_delta_log/_last_checkpoint" in files:
         try:
             json.loads(repo.get(commit, unit + "_delta_log/_last_checkpoint"))
         except (LakeError, ValueError) as error:
-            yield f"_last_checkpoint cannot be read: {error}", _FIX
+            yield f"_last_checkpoint cannot be read: {error}", _FIX, names_of(files["_delta_log/_last_checkpoint"])
     for path, size in live.items():
         if path not in files:
-            yield f"{path} is in the log and not there", _FIX
+            yield f"{path} is in the log and not there", _FIX, ()
         elif files[path].size != size:
-            yield f"{path} has {counted(files[path].size, 'byte')}, the log says {size:,}", _FIX
+            yield f"{path} has {counted(files[path].size, 'byte')}, the log says {size:,}", _FIX, ()
 
 
 def _replay(data: bytes, live: dict[str, int]) -> None:

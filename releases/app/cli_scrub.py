@@ -1,19 +1,26 @@
-"""`emlake scrub`: read stored bytes back, say what is damaged and who is hit, and heal it from another place."""
+"""`emlake scrub`: read stored bytes back, say what is damaged and who is hit, heal it, or accept that it is lost."""
 
+import getpass
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lake.errors import BadInput, CorruptObject
+from lake.integrity import CONTENTS
 from lake.wording import counted
 from releases.app.cli_options import Json, Repo, open_repo, open_source, print_json
 
 if TYPE_CHECKING:
     from lake.heal import Healed
     from lake.integrity import Fault
+    from lake.losses import Acceptance
+    from lake.repository import Repository
     from lake.scrub import Report
+    from lake.scrub_record import Loss
+    from releases.app.screen import Screen
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)(i?)B?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
@@ -40,6 +47,14 @@ def scrub(
         str | None,
         typer.Option("--heal-from", metavar="LOCATION", help="Heal what is damaged from this copy or clone."),
     ] = None,
+    accept_loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept-loss", metavar="OBJECT", help="Record that this object is lost for good; repeat it for more."
+        ),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why no copy is left, with --accept-loss.")] = "",
+    user: Annotated[str | None, typer.Option("--user", help="Who accepts it; left out, you.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read stored bytes back, longest unchecked first, and name what is damaged. Changes nothing but the record on ops.
@@ -47,22 +62,32 @@ def scrub(
     Refs, commits, manifests, Delta logs and metadata are checked in each run. Run it every night with a budget, and
     each byte has its turn. With --heal-from, what is damaged or missing is looked up in another repository (a copy of
     this one, a clone, or what it was cloned from; folder or server), compared with the digest recorded here, put in the
-    place of the damaged file and checked again. Exit code 6: something is damaged, or is still.
+    place of the damaged file and checked again. What no copy holds is accepted as lost with --accept-loss and --reason,
+    by the name that a scrub shows or its first characters: it is read once more, recorded, and leaves the tables on
+    ops, which can then be written again; everything else stays. Exit code 6: something is damaged, or is still, and
+    has not been accepted.
     """
-    from lake.heal import heal
     from lake.scrub import scrub as check
     from releases.app.screen import Screen
 
+    lost = accept_loss or []
+    if lost and heal_from is not None:
+        raise BadInput("--accept-loss beside --heal-from", fix="heal first: only what is damaged then can be lost")
+    if bool(lost) != bool(reason.strip()):
+        raise BadInput(
+            f"--accept-loss {' '.join(lost) or 'of nothing'} with --reason {reason!r}", fix="give both: what, and why"
+        )
     limit = None if everything else size(budget)
     screen = Screen(quiet=as_json)
     here = open_repo(repo)
     with screen.step("scrub"):
-        if heal_from is None:
-            report = check(here, budget=limit, progress=screen.blocks)
-            told, show = report.to_json(), partial(_print, report)
+        if heal_from is not None:
+            report, told, show = _healed(here, heal_from, limit, screen)
         else:
-            healed = heal(here, open_source(heal_from), budget=limit, progress=screen.blocks)
-            report, told, show = healed.report, healed.to_json(), partial(_print_healed, healed)
+            acceptance = _accepted(here, lost, reason, user, screen) if lost else None
+            report = check(here, budget=limit, progress=screen.blocks)
+            told, show = report.to_json(), partial(_print, report, acceptance)
+            told |= {"acceptance": acceptance.to_json()} if acceptance else {}
     if as_json:
         print_json(told)
     else:
@@ -73,12 +98,33 @@ def scrub(
             counted(len(report.faults), "thing is", "things are")
             + " damaged"
             + (f"; releases {', '.join(hit)} are hit" if hit else ""),
-            fix="heal them as said above, then run `emlake scrub` again: what is damaged is checked in each run",
+            fix="heal them as said above, or accept that they are lost, then run `emlake scrub` again: what is damaged "
+            "is checked in each run",
         )
 
 
-def _print(report: "Report") -> None:
+def _healed(
+    repo: "Repository", source: str, limit: int | None, screen: "Screen"
+) -> tuple["Report", dict[str, object], Callable[[], None]]:
+    from lake.heal import heal
+
+    healed = heal(repo, open_source(source), budget=limit, progress=screen.blocks)
+    return healed.report, healed.to_json(), partial(_print_healed, healed)
+
+
+def _accepted(repo: "Repository", lost: list[str], reason: str, user: str | None, screen: "Screen") -> "Acceptance":
+    from lake.losses import accept
+
+    user = getpass.getuser() if user is None else user
+    return accept(repo, lost, user=user, reason=reason, progress=screen.blocks)
+
+
+def _print(report: "Report", acceptance: "Acceptance | None") -> None:
+    if acceptance is not None:
+        _print_acceptance(acceptance)
     _print_checked(report)
+    for loss in report.accepted:
+        _print_loss(loss)
     for fault in report.faults:
         _print_fault(fault)
     for name in report.healed:
@@ -89,6 +135,8 @@ def _print(report: "Report") -> None:
 
 def _print_healed(healed: "Healed") -> None:
     _print_checked(healed.checked)
+    for loss in healed.report.accepted:
+        _print_loss(loss)
     for fault in healed.cured:
         typer.echo(f"healed       {fault.kind} {fault.name}")
         _print_keys(fault)
@@ -117,8 +165,34 @@ def _print_notes(*reports: "Report") -> None:
         typer.echo(note, err=True)
 
 
+def _print_acceptance(acceptance: "Acceptance") -> None:
+    for name in sorted({loss.fault.name for loss in acceptance.losses}):
+        typer.echo(f"accepted     {name}")
+    for table in acceptance.mended:
+        rows = "an unknown number of rows" if table.rows is None else counted(table.rows, "row")
+        log = ", and its log is made anew" if table.rebuilt else ""
+        typer.echo(f"mended       table {table.table} on ops: {rows} gone from it{log}; older commits are as they were")
+
+
+def _print_loss(loss: "Loss") -> None:
+    fault = loss.fault
+    _print_hit(fault, "LOST")
+    typer.echo(f"  accepted   {loss.accepted:%F %R} by {loss.user}: {loss.reason}")
+    if fault.refs:
+        typer.echo(
+            "  fix        these heads stay as they are: write it again there (run its stage), or roll the release back"
+        )
+
+
 def _print_fault(fault: "Fault") -> None:
-    typer.echo(f"DAMAGED      {fault.kind}: {fault.what}")
+    _print_hit(fault, "DAMAGED")
+    typer.echo(f"  fix        {fault.fix}")
+
+
+def _print_hit(fault: "Fault", word: str) -> None:
+    typer.echo(f"{word:12} {fault.kind}: {fault.what}")
+    if fault.kind in CONTENTS:
+        typer.echo(f"  object     {fault.name}")
     _print_keys(fault)
     if fault.commits:
         span = (
@@ -128,7 +202,6 @@ def _print_fault(fault: "Fault") -> None:
     for what, names in (("heads", fault.refs), ("releases", fault.releases), ("tables", fault.tables)):
         if names:
             typer.echo(f"  {what:10} {', '.join(names)}")
-    typer.echo(f"  fix        {fault.fix}")
 
 
 def _print_keys(fault: "Fault") -> None:

@@ -68,7 +68,7 @@ def examine() -> list["Finding"]:
 
 def stored_bytes(repo: "Repository") -> list["Finding"]:
     """Say what the newest scrubs of these very bytes found: a clone is told nothing of its source's."""
-    from lake.integrity import Inspectable
+    from lake.integrity import CONTENTS, Inspectable
     from lake.scrub_record import recall
 
     if not isinstance(repo, Inspectable):
@@ -84,10 +84,12 @@ def stored_bytes(repo: "Repository") -> list["Finding"]:
         return [("stored bytes", "damaged", told)]
     if not known.regions:
         return [("stored bytes", "never", "no scrub has read them back: `emlake scrub`, every night")]
+    gone = len({name for kind, name in known.accepted if kind in CONTENTS})
+    lost = f"; {counted(gone, 'object')} accepted as lost: `emlake scrub` lists them" if gone else ""
     checked = [region.checked for region in known.regions if region.checked is not None]
     if len(checked) < len(known.regions):
-        return [("stored bytes", "ok so far", "some were never read back: `emlake scrub`, every night")]
-    return [("stored bytes", "ok", f"read back since {min(checked):%Y-%m-%d %H:%M}, but for what came later")]
+        return [("stored bytes", "ok so far", f"some were never read back: `emlake scrub`, every night{lost}")]
+    return [("stored bytes", "ok", f"read back since {min(checked):%Y-%m-%d %H:%M}, but for what came later{lost}")]
 
 
 def _rooms() -> list["Finding"]:

@@ -1,10 +1,11 @@
 -- name:     v_integrity
 -- kind:     view
--- purpose:  Which share of all stored contents was read back and compared within the last days, and what is damaged.
+-- purpose:  Which share of all stored contents was read back and compared within the last days, and what is damaged
+--           (accepted: damaged, and known to be lost for good).
 -- reads:    ops.scrubs, ops.scrub_faults
 -- grain:    one row per place and number of days
 -- columns:  place VARCHAR, days INTEGER, objects BIGINT, bytes BIGINT, checked_objects BIGINT, checked_bytes BIGINT,
---           share DOUBLE, oldest TIMESTAMP WITH TIME ZONE, never_objects BIGINT, damaged BIGINT,
+--           share DOUBLE, oldest TIMESTAMP WITH TIME ZONE, never_objects BIGINT, damaged BIGINT, accepted BIGINT,
 --           last_scrub TIMESTAMP WITH TIME ZONE
 -- units:    share: 1, of the bytes
 -- owner:    lake
@@ -20,13 +21,15 @@ state AS (
     WHERE s.kind = 'object'
 ),
 faults AS (
-    SELECT place, count(*) AS damaged
+    SELECT
+        place,
+        count(*) FILTER (WHERE state = 'damaged') AS damaged,
+        count(*) FILTER (WHERE state = 'accepted') AS accepted
     FROM (
         SELECT place, state
         FROM ops.scrub_faults
         QUALIFY row_number() OVER (PARTITION BY place, kind, object ORDER BY ts DESC) = 1
     )
-    WHERE state = 'damaged'
     GROUP BY place
 ),
 spans AS (SELECT unnest([1, 7, 30, 90, 365])::INTEGER AS days)
@@ -42,6 +45,7 @@ SELECT
     min(s.checked) FILTER (WHERE s.objects > 0) AS oldest,
     coalesce(sum(s.objects) FILTER (WHERE s.checked IS NULL), 0)::BIGINT AS never_objects,
     coalesce(max(f.damaged), 0)::BIGINT AS damaged,
+    coalesce(max(f.accepted), 0)::BIGINT AS accepted,
     max(s.ts) AS last_scrub
 FROM state AS s
 CROSS JOIN spans AS d

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import lake
+from lake.errors import CorruptObject
+from lake.ops import append_rows
 from lake.testing.rot import flip
 
 
@@ -50,6 +54,80 @@ def test_damage_is_exit_code_6_with_the_object_and_what_to_do_on_stdout(folder, 
     assert [fault["keys"] for fault in said["faults"] if fault["kind"] == "object"] == [["_policy/release.toml"]]
     assert said["faults"][0]["first_commit"]
     assert "main" in said["faults"][0]["refs"]
+
+
+def test_a_loss_that_is_accepted_is_exit_code_0_and_new_damage_is_6(folder, emlake):
+    path = Path(damage(folder))
+    name = path.parent.name + path.name
+    shown = emlake("scrub", "--all")
+    assert f"object     {name}" in shown.out
+    assert "--accept-loss" in shown.out
+    answer = emlake("scrub", "--accept-loss", name[:12], "--reason", "the disk died", "--user", "ann", "--json")
+    assert answer.code == 0
+    said = json.loads(answer.out)
+    assert (said["ok"], said["faults"]) == (True, [])
+    assert (said["acceptance"]["objects"], said["acceptance"]["tables"]) == ([name], [])
+    [loss] = said["accepted"]
+    assert (loss["object"], loss["accepted_by"], loss["reason"]) == (name, "ann", "the disk died")
+    assert loss["keys"] == ["_policy/release.toml"]
+    shown = emlake("scrub")
+    assert shown.code == 0
+    assert "DAMAGED" not in shown.out
+    assert "LOST         object" in shown.out
+    assert "by ann: the disk died" in shown.out
+    assert "these heads stay as they are" in shown.out
+    found = {f["what"]: f for f in json.loads(emlake("doctor", "--json").out)["findings"]}["stored bytes"]
+    assert found["state"] == "ok"
+    assert "1 object accepted as lost" in found["detail"]
+    with closing(lake.open(folder)) as repo:
+        other = next(stat for stat in repo.list("main") if stat.key.startswith("_lakefs_actions/"))
+    flip(other.address, 5)
+    shown = emlake("scrub", "--all")
+    assert shown.code == 6
+    assert shown.out.count("DAMAGED") == shown.out.count("LOST") == 1
+    assert "1 thing is damaged" in shown.err
+
+
+def test_a_table_that_has_lost_rows_is_told_and_takes_rows_again(folder, emlake):
+    def add(day):
+        with closing(lake.open(folder)) as repo:
+            moment = datetime(2026, 1, day, tzinfo=UTC)
+            words = dict.fromkeys(("waiver_id", "release", "gate", "scope", "scope_id", "owner", "reason"), "x")
+            append_rows(repo, "ops", {"waivers": [{**words, "expires": moment, "ts": moment}]}, message="waiver")
+            return [Path(stat.address) for stat in repo.list("ops", "tables/waivers/") if stat.key.endswith("parquet")]
+
+    [path] = add(1)
+    path.unlink()
+    with pytest.raises(CorruptObject) as raised:
+        add(2)
+    assert "--accept-loss" in raised.value.fix
+    shown = emlake("scrub", "--accept-loss", path.parent.name + path.name, "--reason", "the disk died")
+    assert shown.code == 0
+    assert "mended       table waivers on ops: 1 row gone from it; older commits are as they were" in shown.out
+    assert len(add(3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--accept-loss", "SOUND", "--reason", "x"), 2, "is sound"),
+        (("--accept-loss", "SOUND"), 2, "give both"),
+        (("--accept-loss", "SOUND", "--reason", " "), 2, "give both"),
+        (("--reason", "x"), 2, "give both"),
+        (("--accept-loss", "SOUND", "--reason", "x", "--user", ""), 2, "who accepts"),
+        (("--accept-loss", "SOUND", "--reason", "x", "--heal-from", "."), 2, "heal first"),
+        (("--accept-loss", "main", "--reason", "x"), 2, "structure"),
+        (("--accept-loss", "f" * 40, "--reason", "x"), 4, "nothing stored is called"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(folder, emlake, arguments, code, told):
+    with closing(lake.open(folder)) as repo:
+        sound, before = repo.stat("main", "_policy/release.toml").checksum, repo.resolve("ops")
+    answer = emlake("scrub", *(sound if argument == "SOUND" else argument for argument in arguments))
+    assert (answer.code, answer.out) == (code, "")
+    assert told in answer.err
+    with closing(lake.open(folder)) as repo:
+        assert repo.resolve("ops") == before
 
 
 def test_doctor_tells_what_scrubs_found(folder, emlake):

@@ -18,6 +18,8 @@ import lake
 from lake.box import Box
 from lake.engines.embedded.layout import FORMAT, MARKER
 from lake.errors import AlreadyExists, ProtectedBranch
+from lake.losses import accept
+from lake.scrub import scrub
 from lake.testing.crash import check_whole
 from releases.history import standing
 from releases.publish import publish, rollback
@@ -139,6 +141,21 @@ def test_a_fossil_reads_as_it_was_written_and_goes_on(fossil):
     repo.delete_branch("desk")
     repo.collect_garbage(grace_s=0)
     assert check_whole(repo).keys() >= expected["commits"].keys()
+    repo.close()
+
+
+def test_a_fossil_is_scrubbed_and_a_loss_in_it_is_accepted(fossil):
+    root, _ = fossil
+    repo = lake.open(root)
+    assert scrub(repo, budget=None).ok
+    [lost, *_] = [stat for stat in repo.list("ops", "tables/decisions/") if stat.key.endswith(".parquet")]
+    Path(lost.address).unlink()
+    assert not scrub(repo, budget=None).ok
+    [mended] = accept(repo, [lost.checksum], user="ann", reason="it is a fossil").mended
+    assert (mended.table, mended.rows) == ("decisions", 1)
+    assert scrub(repo, budget=None).ok
+    with repo.snapshot("main") as now:
+        assert now.sql("SELECT kind FROM ops.decisions ORDER BY ts").rows() == [("publish",), ("rollback",)]
     repo.close()
 
 

@@ -38,13 +38,14 @@ from lake.engines.embedded.scratch import Scratch
 from lake.engines.embedded.sharing import make_folder
 from lake.engines.embedded.trash import Trash
 from lake.errors import ConflictError, CorruptObject
+from lake.integrity import ACCEPT
 from lake.room import NO_ROOM, Room
 
 R = TypeVar("R")
 #: A new key, since a commit that changes no key is refused.
 HEAL = (
     "`emlake scrub --heal-from LOCATION` restores it from a copy or a clone of the repository; or put the same bytes "
-    "under a new key and commit"
+    f"under a new key and commit; {ACCEPT}"
 )
 _LOOKS = 4  # a content moves at most from the staged ones to the store, to the trash and back while one looks for it
 _FALL_BACK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP})

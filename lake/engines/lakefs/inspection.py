@@ -35,7 +35,7 @@ from lake.engines.lakefs.references import COMMIT_FIELDS, References, commit_fro
 from lake.engines.lakefs.tree_files import RESTORE_RANGE, TreeFiles
 from lake.engines.lakefs.wire import Wire, segment
 from lake.errors import OF_THE_MACHINE, CorruptObject, LakeError, NotFound, ServerUnreachable
-from lake.integrity import CannotHeal, Fault, Inventory, Offer, Part
+from lake.integrity import ACCEPT, CannotHeal, Fault, Inventory, Offer, Part
 from lake.repository import Commit, CommitId, ObjectStat, Progress, Repository
 from lake.wording import counted
 
@@ -44,7 +44,7 @@ _SKEW_S = 3  # a commit dated further ahead is none of this moment
 _FEW = 64  # changed keys that are looked up one by one; more are taken from a listing
 RESTORE = (
     "restore the object's file in the server's block store (on its machine `emlake scrub --heal-from LOCATION` does "
-    "it from a copy or a clone), or revert to a commit without it"
+    f"it from a copy or a clone), or revert to a commit without it; {ACCEPT}"
 )
 
 
