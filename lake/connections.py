@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import cast
 
 #: Seconds without a byte after which an answer that had begun is still waited for; then the connection counts as idle.
@@ -25,6 +25,7 @@ _ESTABLISHED = 1
 
 _own: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
 _lock = threading.Lock()
+_looking = threading.Lock()  # one thread at a time, else each would meet the other's duplicates
 
 
 def look_after_itself(connection: socket.socket) -> None:
@@ -34,8 +35,8 @@ def look_after_itself(connection: socket.socket) -> None:
 
 
 def _begin_anew() -> None:
-    global _lock
-    _lock = threading.Lock()  # a thread of the parent may have held it
+    global _lock, _looking
+    _lock, _looking = threading.Lock(), threading.Lock()  # threads of the parent may have held them
 
 
 os.register_at_fork(after_in_child=_begin_anew)
@@ -77,20 +78,22 @@ class Connections:
     @contextmanager
     def _held(self) -> Iterator[list[socket.socket]]:
         """Lend duplicates of the sockets: a descriptor that is closed and given out anew meanwhile does no harm."""
-        held: list[socket.socket] = []
         with _lock:
             own = {connection.fileno() for connection in _own}
-        try:
-            for name in os.listdir(_FOLDER):
-                with suppress(OSError):
-                    descriptor = int(name)
-                    if descriptor in own or not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                        continue
-                    held.append(socket.socket(fileno=os.dup(descriptor)))
-            yield [connection for connection in held if self._is_there(connection)]
-        finally:
-            for connection in held:
-                connection.close()
+        with _looking, ExitStack() as held:
+            yield [
+                held.enter_context(connection)
+                for descriptor in _sockets()
+                if descriptor not in own and (connection := self._duplicate(descriptor))
+            ]
+
+    def _duplicate(self, descriptor: int) -> socket.socket | None:
+        with suppress(OSError):
+            connection = socket.socket(fileno=os.dup(descriptor))
+            if self._is_there(connection):
+                return connection
+            connection.close()
+        return None
 
     def _is_there(self, connection: socket.socket) -> bool:
         if connection.family not in (socket.AF_INET, socket.AF_INET6):
@@ -110,6 +113,17 @@ class Connections:
             self._addresses |= dict.fromkeys(found, True)
             self._addresses.setdefault(address, address.removeprefix("::ffff:") in found)
         return self._addresses[address]
+
+
+def _sockets() -> Iterator[int]:
+    try:
+        names = os.listdir(_FOLDER)
+    except OSError:  # no descriptor is left to list them with: they are looked at the next time
+        return
+    for descriptor in map(int, names):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                yield descriptor
 
 
 def _waits(connection: socket.socket, for_s: float) -> bool:

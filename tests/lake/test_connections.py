@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_fork_keeps_a_watch_of_its_own(server) -> None:
     place = Location("repo/main", S3Access(f"http://127.0.0.1:{server.getsockname()[1]}", "A", "S", "p", "c", "c"))
     with pytest.raises(ServerUnreachable):
         reach.check(place)
-    with reach._lock, connections_module._lock:
+    with reach._lock, connections_module._lock, connections_module._looking:
         child = os.fork()
         if child == 0:
             try:
@@ -127,3 +128,17 @@ def test_a_fork_keeps_a_watch_of_its_own(server) -> None:
                 os._exit(17 if any(thread.name.startswith("watch") for thread in threading.enumerate()) else 1)
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+
+
+def test_many_watches_leave_no_descriptors(connections, connect) -> None:
+    """Each looks at duplicates: of those of the others it must see none, or they would grow without end."""
+    pairs = [connect() for _ in range(20)]
+    before = len(os.listdir("/dev/fd"))
+    most = []
+    with ThreadPoolExecutor(16) as pool:
+        looks = [pool.submit(connections.waiting, 60) for _ in range(400)]
+        while not all(look.done() for look in looks):
+            most.append(len(os.listdir("/dev/fd")))
+    assert max(most) <= before + len(pairs) + 2
+    assert len(os.listdir("/dev/fd")) == before
+    assert not any(look.result() for look in looks)
