@@ -1,14 +1,15 @@
 """Accepts that stored bytes are lost for good, so that they stand in nobody's way and new damage shows.
 
-What no copy holds can be healed by nothing. Until somebody says so, every scrub is red because of it, and a table on
-`ops` that has lost a file takes no more rows. One commit on `ops` then holds all of it::
+What no copy holds can be healed by nothing. Until somebody says so, every scrub is red because of it, and a table that
+has lost a file takes no more rows: on `ops` that stops publication, on `archive` the ingest of tiles. One commit on
+`ops` then holds all of it, after one on `archive` if a table there has lost something::
 
     checked again: damaged or missing -> session on ops { the file leaves its table, row "accepted" in scrub_faults }
 
-so that a kill leaves the loss as it was or accepted. Older commits, other branches and releases stay as they are, with
-the hole in them: what they are is what was published. Scrubs go on reading what was accepted, and tell when it is
-whole again. An acceptance holds for the place where it was made, as all that scrubs record; whoever loses that record
-accepts again.
+so that a kill leaves the loss as it was or accepted, and the same call goes on. Older commits, other branches and
+releases stay as they are, with the hole in them: what they are is what was published. Scrubs go on reading what was
+accepted, and tell when it is whole again. An acceptance holds for the place where it was made, as all that scrubs
+record; whoever loses that record accepts again.
 """
 
 import uuid
@@ -27,14 +28,17 @@ from lake.scrub_record import OPS, Loss, Memory
 from lake.session import Session
 from lake.wording import counted
 
+#: Branches whose tables are mended: rows are added to them for ever. All others are made anew by running a stage.
+MENDED = ("archive", OPS)
 _LOG = "_delta_log/"
+_Lost = Mapping[str, Sequence[str]]  # by table
 _STRUCTURE = ("repository", "refs", "commit", "manifest")
 _AS_SHOWN = "give an object's name as `emlake scrub` shows it"
 
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """A table on `ops` that can be read and appended to again.
+    """A table that can be read and appended to again.
 
     Attributes
     ----------
@@ -44,6 +48,7 @@ class Mended:
         Whether its log was lost, and was made anew from the data files.
     """
 
+    branch: str
     table: str
     rows: int | None
     rebuilt: bool
@@ -51,7 +56,7 @@ class Mended:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """What was accepted as lost, the tables on `ops` that were mended, and the commit there that says so."""
+    """What was accepted as lost, the tables that were mended, and the commit on `ops` that says so."""
 
     losses: tuple[Loss, ...]
     mended: tuple[Mended, ...]
@@ -61,7 +66,10 @@ class Acceptance:
         """Give it as one JSON object."""
         return {
             "objects": sorted({loss.fault.name for loss in self.losses}),
-            "tables": [{"table": m.table, "rows_gone": m.rows, "log_rebuilt": m.rebuilt} for m in self.mended],
+            "tables": [
+                {"branch": m.branch, "table": m.table, "rows_gone": m.rows, "log_rebuilt": m.rebuilt}
+                for m in self.mended
+            ],
             "commit": self.commit,
         }
 
@@ -74,7 +82,9 @@ def accept(
     reason: str,
     progress: Progress = lambda kind, done, total: None,
 ) -> Acceptance:
-    """Record that contents are lost for good, after each was read once more, and mend the tables on `ops` they were in.
+    """Record that contents are lost for good, after each was read once more, and mend the tables they were in.
+
+    Tables at the heads of `MENDED` branches, that is.
 
     Parameters
     ----------
@@ -88,7 +98,8 @@ def accept(
     ------
     BadInput
         Something is sound, ambiguous or no content; it is only staged, or a copy; no reason or user is given; or a
-        table on `ops` has lost more than is named here. Nothing is changed by this or any other error.
+        table to be mended has lost more than is named here, or on `archive` its log. Nothing is changed by this or any
+        other error.
     ObjectNotFound
         Nothing stored has that name.
     CorruptObject
@@ -202,54 +213,79 @@ def _land(
     when = memory.after(datetime.now(UTC))
     losses = tuple(Loss(fault, user, reason, when) for fault in faults)
     rows = record.loss_rows(losses, slots, record.now_rows(f"accept-{uuid.uuid4().hex[:12]}", place, when))
-    with repo.session(OPS, owner=f"accepting a loss, {user}", wait_s=60.0, resume=False) as session:
-        mended = _mend(session, slots.keys())
-        tables.append(session.workspace("tables/scrub_faults/"), "scrub_faults", rows)
-        commit = session.commit(f"{counted(len(slots), 'object')} accepted as lost: {reason}", {"user": user})
-    return Acceptance(losses, mended, commit)
+    told = f"{counted(len(slots), 'object')} accepted as lost: {reason}"
+    branches = repo.branches()
+    lost = {branch: _lost_in(repo, branch, slots.keys()) for branch in MENDED if branch in branches}
+    mended: list[Mended] = []
+    for branch, tables_lost in lost.items():
+        if not tables_lost and branch != OPS:
+            continue
+        with repo.session(branch, owner=f"accepting a loss, {user}", wait_s=60.0, resume=False) as session:
+            mended += _mend(session, branch, tables_lost)
+            if branch == OPS:
+                tables.append(session.workspace("tables/scrub_faults/"), "scrub_faults", rows)
+            commit = session.commit(told, {"user": user})
+    return Acceptance(losses, tuple(mended), commit)
 
 
-def _mend(session: Session, names: Collection[str]) -> tuple[Mended, ...]:
-    """Take lost files out of the tables on `ops`."""
+def _lost_in(repo: Repository, branch: str, names: Collection[str]) -> _Lost:
+    """Give the files that the tables of a branch have lost, after what else they hold was read."""
     lost: dict[str, list[str]] = {}
-    for stat in session.list("tables/"):
+    for stat in repo.list(branch, "tables/"):
         if not set(names).isdisjoint(names_of(stat)) and (unit := unit_of(stat.key)):
             lost.setdefault(unit, []).append(stat.key)
-    torn = {unit for unit, keys in lost.items() if any(key.startswith(unit + _LOG) for key in keys)}
     for unit, keys in lost.items():
-        _check_rest(session, unit, keys)
+        if branch != OPS and _is_torn(unit, keys):
+            # Rows of tiles are replaced too, and what was replaced still lies there: only the log tells them apart.
+            raise BadInput(
+                f"{unit} on {branch} has lost a file of its log, without which nobody knows its rows",
+                fix=f"revert the newest commits of {branch} (Repository.revert), to one at which that table is whole, "
+                "and ingest again what they brought; then accept the loss",
+            )
+        _check_rest(repo, branch, unit, keys)
+    return lost
+
+
+def _is_torn(unit: str, lost: Collection[str]) -> bool:
+    return any(key.startswith(unit + _LOG) for key in lost)
+
+
+def _mend(session: Session, branch: str, lost: _Lost) -> list[Mended]:
+    """Take lost files out of tables."""
+    torn = {unit for unit, keys in lost.items() if _is_torn(unit, keys)}
+    for unit, keys in lost.items():
         log = [stat.key for stat in session.list(unit + _LOG)] if unit in torn else []
         session.delete([*keys, *log])
     if lost:
         # A workspace shows what is committed, and cannot be made of what is lost.
         session.checkpoint()
-    return tuple(_mended(session, unit, keys, torn=unit in torn) for unit, keys in lost.items())
+    return [_mended(session, branch, unit, keys, torn=unit in torn) for unit, keys in lost.items()]
 
 
-def _mended(session: Session, unit: str, keys: Sequence[str], *, torn: bool) -> Mended:
+def _mended(session: Session, branch: str, unit: str, keys: Sequence[str], *, torn: bool) -> Mended:
     name = unit.split("/")[1]
     files = [key.removeprefix(unit) for key in keys if not key.startswith(unit + _LOG)]
     location = session.workspace(unit)
     if torn:
         tables.rebuild(location, name)
-        return Mended(name, None if files else 0, rebuilt=True)
-    return Mended(name, tables.drop_files(location, name, files), rebuilt=False)
+        return Mended(branch, name, None if files else 0, rebuilt=True)
+    return Mended(branch, name, tables.drop_files(location, name, files), rebuilt=False)
 
 
-def _check_rest(session: Session, unit: str, lost: Collection[str]) -> None:
+def _check_rest(repo: Repository, branch: str, unit: str, lost: Collection[str]) -> None:
     """Raise `BadInput` if a table has lost more: it would go on refusing rows. Reads all of it."""
     more = {}
-    for stat in session.list(unit):
+    for stat in repo.list(branch, unit):
         if stat.key in lost:
             continue
         try:
-            session.get(stat.key)
+            repo.get(branch, stat.key)
         except OF_THE_MACHINE:
             raise
         except LakeError as error:
             more[stat.key] = error.message
     if more:
         raise BadInput(
-            f"{unit} on ops has lost {', '.join(sorted(more))} too: {more[min(more)]}",
+            f"{unit} on {branch} has lost {', '.join(sorted(more))} too: {more[min(more)]}",
             fix="accept all that it has lost in one call, with --accept-loss for each; `emlake scrub --all` names them",
         )

@@ -64,8 +64,8 @@ def scrub(
     this one, a clone, or what it was cloned from; folder or server), compared with the digest recorded here, put in the
     place of the damaged file and checked again. What no copy holds is accepted as lost with --accept-loss and --reason,
     by the name that a scrub shows or its first characters: it is read once more, recorded, and leaves the tables on
-    ops, which can then be written again; everything else stays. Exit code 6: something is damaged, or is still, and
-    has not been accepted.
+    ops and archive, which can then be written again; everything else stays. Exit code 6: something is damaged, or is
+    still, and has not been accepted.
     """
     from lake.scrub import scrub as check
     from releases.app.screen import Screen
@@ -171,7 +171,8 @@ def _print_acceptance(acceptance: "Acceptance") -> None:
     for table in acceptance.mended:
         rows = "an unknown number of rows" if table.rows is None else counted(table.rows, "row")
         log = ", and its log is made anew" if table.rebuilt else ""
-        typer.echo(f"mended       table {table.table} on ops: {rows} gone from it{log}; older commits are as they were")
+        place = f"table {table.table} on {table.branch}"
+        typer.echo(f"mended       {place}: {rows} gone from it{log}; older commits are as they were")
 
 
 def _print_loss(loss: "Loss") -> None:

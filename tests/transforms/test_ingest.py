@@ -14,7 +14,9 @@ from scipy import ndimage
 
 import lake
 from lake import tables
-from lake.errors import BadInput, ConflictError, NotFound
+from lake.errors import BadInput, ConflictError, CorruptObject, NotFound
+from lake.losses import accept
+from lake.scrub import scrub
 from transforms.ingest import ingest_tiles
 from transforms.synthetic.acquisition import acquire
 from transforms.tile_table import read_tile_table
@@ -423,3 +425,48 @@ def test_a_server_archives_the_same_rows_and_bytes_as_a_folder(repo, lakefs_repo
     raw = [(stat.key, stat.size) for stat in repo.list("archive", "raw/")]
     assert raw == [(stat.key, stat.size) for stat in lakefs_repo.list("archive", "raw/")]
     assert all(repo.get("archive", key) == lakefs_repo.get("archive", key) for key, _ in raw)
+
+
+# -- a table that has lost a file --------------------------------------------------------------------------------------
+def lose(repo, ending):
+    """Remove a file of the table of tiles for good; gives its name."""
+    lost = next(stat for stat in repo.list("archive", "tables/tiles/") if stat.key.endswith(ending))
+    os.remove(lost.address.removeprefix("local://"))
+    return lost.checksum
+
+
+def test_what_was_lost_of_the_table_is_accepted_and_ingested_again(repo, acquisition, volume, tmp_path):
+    repo.create_branch("ops", "main")
+    before = ingest_tiles(repo, acquisition.folder)
+    # Not by the table: opening it would make a second link to the file.
+    [part] = [stat.key for stat in repo.list("archive", "tables/tiles/") if stat.key.endswith(".parquet")]
+    known = pl.read_parquet(repo.get("archive", part))
+    name = lose(repo, ".parquet")
+    more = acquire(volume, tmp_path / "more", 2)
+    with pytest.raises(CorruptObject):
+        ingest_tiles(repo, more.folder)
+    [mended] = accept(repo, [name], user="ann", reason="the disk died").mended
+    assert (mended.branch, mended.table, mended.rows, mended.rebuilt) == ("archive", "tiles", len(known), False)
+    assert rows(repo).is_empty()
+    again = ingest_tiles(repo, acquisition.folder)
+    assert (again.added, again.bytes) == (before.added, before.bytes)
+    now = rows(repo).select(known.columns).drop("ingested", "run_id").sort("path")
+    assert now.equals(known.drop("ingested", "run_id").sort("path"))
+    report = scrub(repo, budget=None)
+    assert report.ok, report.faults
+    assert [loss.fault.name for loss in report.accepted] == [name]
+
+
+def test_without_its_log_nobody_knows_which_rows_of_the_table_stand(repo, acquisition):
+    repo.create_branch("ops", "main")
+    ingest_tiles(repo, acquisition.folder)
+    name = lose(repo, ".json")
+    before = state(repo), repo.resolve("ops")
+    with pytest.raises(BadInput, match="tables/tiles/ on archive has lost a file of its log") as caught:
+        accept(repo, [name], user="ann", reason="the disk died")
+    assert "revert" in caught.value.fix
+    assert (state(repo), repo.resolve("ops")) == before
+    repo.revert("archive", "archive")
+    assert accept(repo, [name], user="ann", reason="the disk died").mended == ()
+    ingest_tiles(repo, acquisition.folder)
+    assert scrub(repo, budget=None).ok
