@@ -85,7 +85,7 @@ class Location:
         if self.s3 is None:
             return {}
         # It does not take delta-rs's for repeating: its own are 8 times in half a minute, and all that once more.
-        return {**self.storage_options, "max_retries": 2, "retry_timeout_ms": 1000, "retry_max_backoff_ms": 300}
+        return {**self.storage_options, "max_retries": 1, "retry_timeout_ms": 1000, "retry_max_backoff_ms": 300}
 
     def kvstore(self) -> dict[str, object]:
         """Give the TensorStore key-value store specification."""

@@ -26,13 +26,13 @@ from lake.location import Location
 #: Seconds without an answer after which a server is asked for its health, and again and again.
 LOOK_EVERY_S = 0.8
 # A server that is busy may miss one question; two in a row, and nobody is there.
-_ANSWER_S = (1.4, 1.4)
+_ANSWER_S = (1.2, 1.2)
 _BRIEFLY_S = (0.4,)
 _FRESH_S = 1.0
 # A native library's requests are looked at more often: it repeats what was ended, and that takes its time too.
 _WATCH_EVERY_S = 0.4
 _FIX = "is the server running? see `emlake server status`"
-# While a server is silent, what is sent there again is ended as often, until nothing has been for so long.
+# While a server is silent, what is sent there again is ended too, until nothing has been for so long.
 _END_EVERY_S, _QUIET_S = 0.1, 3.0
 _Times = dict[tuple[str | None, int | None], float]
 _seen: _Times = {}
@@ -59,7 +59,7 @@ def check(location: Location) -> None:
 
 
 def silent(endpoint: str) -> Exception | None:
-    """Ask a server whether it lives, and give what stands against it, within 2.8 s; None if it does."""
+    """Ask a server whether it lives, and give what stands against it, within 2.4 s; None if it does."""
     problem: Exception | None = None
     for patience_s in _BRIEFLY_S if lately_lost(endpoint) else _ANSWER_S:
         problem = _ask(endpoint, patience_s)
@@ -149,15 +149,14 @@ def _keep_watch(endpoint: str) -> None:
 
 def _end_all(connections: Connections, endpoint: str) -> None:
     """End the connections to a silent server, and those that are made again, until it answers or nobody asks."""
-    ended = asked = time.monotonic()
+    ended = time.monotonic()
     while (now := time.monotonic()) - ended < _QUIET_S:
         if connections.end():
             ended = now
         time.sleep(_END_EVERY_S)
-        if now - asked > _FRESH_S:
-            asked = now
-            if silent(endpoint) is None:
-                return
+        # Asked each time: what is sent to a server that is back must not be ended.
+        if silent(endpoint) is None:
+            return
 
 
 def _server(endpoint: str) -> tuple[str | None, int | None]:

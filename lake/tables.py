@@ -11,6 +11,7 @@ the process at exit; unsigned integers never reach Delta.
 """
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorstore as ts
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
@@ -54,6 +56,9 @@ __all__ = [
 ]
 
 Mode = Literal["append", "overwrite"]
+_LOG = ts.KvStore.KeyRange("_delta_log/", "_delta_log0")
+_LOG_START = ts.KvStore.KeyRange("_delta_log/00000000000000000000", "_delta_log/00000000000000000000a")
+_COMMITTED = re.compile(rb"_delta_log/\d{20}(\.checkpoint(\..+)?\.parquet|\.json)")
 _LOG_LINE = 1024  # bytes of a file's line in the log, statistics apart
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false"}
 
@@ -118,7 +123,7 @@ def commit_parts(
     check_writable(location)
     _check_parts(parts, spec, mode, regions)
     with _translated(location, name, allocated(_LOG_LINE + len(part.statistics) for part in parts)):
-        if not DeltaTable.is_deltatable(location.uri, location.storage_options):
+        if not _is_table(location):
             check_roots(location, spec, [part.path for part in parts])
             _create(location, spec, parts)
             return 0
@@ -245,7 +250,17 @@ def _in(action: Mapping[str, Any], regions: Collection[str] | None) -> bool:
 def table_exists(location: Location) -> bool:
     """Tell whether there is a Delta table here."""
     with _translated(location, location.root):
-        return bool(DeltaTable.is_deltatable(location.uri, location.storage_options))
+        return _is_table(location)
+
+
+def _is_table(location: Location) -> bool:
+    if location.s3 is None:
+        return bool(DeltaTable.is_deltatable(location.uri))
+    # delta-rs would hold the interpreter's lock while it waits for a server, and no thread could end that.
+    kv = open_kv(location)
+    # All of a long log takes many requests, and it begins with the first.
+    listings = (reach.settle(kv.list(log), location) for log in (_LOG_START, _LOG))
+    return any(_COMMITTED.fullmatch(key) for keys in listings for key in keys)
 
 
 def read(location: Location) -> pl.LazyFrame:

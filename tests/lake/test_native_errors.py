@@ -98,7 +98,7 @@ def test_a_server_that_does_not_answer_is_reported_in_under_five_seconds(nowhere
 @pytest.mark.lakefs
 @pytest.mark.slow
 @pytest.mark.parametrize("death", [freeze, kill], ids=["stopped", "killed"])
-@pytest.mark.parametrize("use", ["read", "write", "append", "scan", "collect", "sql", "attach"])
+@pytest.mark.parametrize("use", ["read", "write", "exists", "append", "scan", "collect", "sql", "attach"])
 @pytest.mark.parametrize("just_seen", [False, True], ids=["asked", "just seen"])
 def test_a_server_that_goes_between_two_uses_of_what_is_open_is_reported_in_under_five_seconds(
     emlake_home, death, use, just_seen
@@ -117,6 +117,7 @@ def test_a_server_that_goes_between_two_uses_of_what_is_open_is_reported_in_unde
         attempt = {
             "read": lambda: volume.read(volume.box),
             "write": lambda: volume.write(volume.box, np.zeros((4, 4, 4), np.uint8)),
+            "exists": lambda: tables.table_exists(table),
             "append": lambda: tables.append(table, "agglomeration", [{**EDGE, "supervoxel_id": 2}]),
             "scan": lambda: tables.read(table).collect(),
             "collect": lambda: tables.collect(rows),

@@ -80,7 +80,7 @@ def test_an_ingest_of_a_volume(points, lakefs_mortal, opened):
     lose(lakefs_mortal, fresh, act, outcome, points)
 
 
-@pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["killed", "stopped"])
+@pytest.mark.parametrize("stop", [False, True], ids=["killed", "stopped"])
 @pytest.mark.parametrize("executor", ["serial", pytest.param("processes", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("points", POINTS)
 def test_a_run(points, executor, stop, lakefs_mortal, opened):
