@@ -45,13 +45,16 @@ class Gone(TimeoutError):
     """A server that did not answer, nor tell its health when asked; the cause is what came instead."""
 
 
-def check(location: Location) -> None:
-    """Raise `ServerUnreachable` if nothing answers behind a location, in under five seconds; a folder always does."""
+def check(location: Location, *, seen_s: float = _FRESH_S) -> None:
+    """Raise `ServerUnreachable` if nothing answers behind a location, in under five seconds; a folder always does.
+
+    A server that has answered within `seen_s` is not asked again.
+    """
     if location.s3 is None:
         return
     endpoint = location.s3.endpoint
     _watch(endpoint)
-    if _lately(_seen, endpoint):
+    if _lately(_seen, endpoint, seen_s):
         return
     problem = silent(endpoint)
     if problem is not None:
@@ -84,7 +87,7 @@ def lost(endpoint: str) -> None:
 
 def lately_lost(endpoint: str) -> bool:
     """Tell whether a server was found gone within the last second, and not alive since."""
-    return _lately(_lost, endpoint)
+    return _lately(_lost, endpoint, _FRESH_S)
 
 
 def settle(future: Any, location: Location) -> Any:
@@ -97,7 +100,8 @@ def settle(future: Any, location: Location) -> Any:
         except TimeoutError:
             if future.done():
                 raise
-            check(location)
+            # Many may wait, and one of them asks for all; but never is one answer taken for two looks.
+            check(location, seen_s=LOOK_EVERY_S / 2)
 
 
 def check_named(error: Exception) -> None:
@@ -164,9 +168,9 @@ def _server(endpoint: str) -> tuple[str | None, int | None]:
     return url.hostname, url.port
 
 
-def _lately(times: _Times, endpoint: str) -> bool:
+def _lately(times: _Times, endpoint: str, within_s: float) -> bool:
     with _lock:
-        return time.monotonic() - times.get(_server(endpoint), float("-inf")) < _FRESH_S
+        return time.monotonic() - times.get(_server(endpoint), float("-inf")) < within_s
 
 
 def _ask(endpoint: str, patience_s: float) -> Exception | None:

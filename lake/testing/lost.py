@@ -111,8 +111,8 @@ def _before_each_request(see: Callable[[int], None]) -> Iterator[Iterator[int]]:
             see(next(numbers))
         return settle(future, location)
 
-    def seen_check(location: Any) -> None:
-        check(location)
+    def seen_check(location: Any, **options: Any) -> None:
+        check(location, **options)
         if location.s3 is not None:
             see(next(numbers))
 
