@@ -18,7 +18,7 @@ NAME = "spare"
 SIZE = 256 * 1024  # bytes
 _STEP = 64 * 1024
 _FAR = 64 << 20  # bytes; with more than this free, no other writer can use up the rest between two looks
-_EASY = 8  # times what is needed; with as much, what writing takes beside the bytes is no surprise
+_EASY = 3  # times what is needed; with as much, what writing takes beside the bytes is no surprise
 _PLENTY = 16 * SIZE  # with less than this free, what is left is for the work
 
 
