@@ -168,6 +168,11 @@ class Database:
         with self._borrowed(soon=True) as connection, self._transaction(connection):
             yield connection
 
+    def settle(self) -> None:
+        """Let bytes that were just written take all their room before a change of the database looks for its own."""
+        if self._looks_ahead:
+            self._spare.settle(TRANSACTION)
+
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
         with self._guard:

@@ -138,6 +138,8 @@ class EmbeddedRepository(References, Handle):
                         digest = hashlib.sha256(data).digest()
                         incoming.put_bytes(digest, data)
                     point("put.object-kept")
+                    if size >= SMALL:
+                        self._engine.db.settle()
                     value = pack_object(digest, size, content_type, metadata)
                     self._engine.stager.stage(branch, {name: value}, "put")
             except NoRoom:

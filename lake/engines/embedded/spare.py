@@ -18,7 +18,7 @@ NAME = "spare"
 SIZE = 256 * 1024  # bytes
 _STEP = 64 * 1024
 _FAR = 64 << 20  # bytes; with more than this free, no other writer can use up the rest between two looks
-_EASY = 3  # times what is needed; with as much, what writing takes beside the bytes is no surprise
+_EASY = 8  # times what is needed; with as much, what writing takes beside the bytes is no surprise
 _PLENTY = 16 * SIZE  # with less than this free, what is left is for the work
 
 
@@ -55,13 +55,23 @@ class Spare:
         folder = self._path.parent
         if not self._quota and free_below(folder)[1] > _FAR:  # trying costs ten times as much as asking
             return
-        if not refusal(folder, _EASY * needed):
+        if not refusal(folder, needed):
             return
-        # btrfs counts what was removed until then, and what writing takes beside the bytes only from then on.
-        sync_file_system(folder)
+        sync_file_system(folder)  # btrfs counts what was removed until then
         while code := refusal(folder, needed):
             if not (giving and self.give()):
                 raise OSError(code, os.strerror(code), str(folder))
+            sync_file_system(folder)
+
+    def settle(self, needed: int) -> None:
+        """Let what was just written count in full, if there may not be much more room than is `needed`.
+
+        btrfs counts what writing takes beside the bytes only then: room that `ensure` has seen would be gone.
+        """
+        folder = self._path.parent
+        if not self._quota and free_below(folder)[1] > _FAR:
+            return
+        if refusal(folder, _EASY * needed):
             sync_file_system(folder)
 
     def keep_again(self) -> None:
