@@ -123,7 +123,11 @@ class Database:
         pool = ThreadPoolExecutor(1)
         building = pool.submit(self._build, schemas, views)
         pool.shutdown(wait=False)
-        reach.settle(building, server)
+        try:
+            reach.settle(building, server)
+        except LakeError:
+            building.add_done_callback(lambda _: self.close())
+            raise
 
     def _build(self, schemas: Mapping[str, Schema], views: Sequence[SqlFile]) -> None:
         try:
@@ -161,8 +165,6 @@ class Database:
                 f"the query took longer than {timeout_s} s", fix="narrow it, or allow more time"
             ) from error
         except duckdb.Error as error:
-            if isinstance(error, duckdb.IOException):
-                reach.check_named(error)
             raise translate(error) from error
         finally:
             cursor.close()
@@ -316,7 +318,7 @@ def translate(error: duckdb.Error) -> LakeError:
     if isinstance(error, duckdb.PermissionException):
         return QueryRefused(f"SQL: {text}", fix="queries read the tables and views of the snapshot, nothing else")
     if isinstance(error, duckdb.IOException | duckdb.HTTPException):
-        return storage_error(error, Location("tables of the snapshot"))
+        return reach.lost_behind(error) or storage_error(error, Location("tables of the snapshot"))
     if isinstance(error, duckdb.OutOfMemoryException):
         return StorageError(f"SQL: {text}", fix="narrow the query, or free memory and space for temporary files")
     if isinstance(error, duckdb.InternalException | duckdb.FatalException):

@@ -104,8 +104,8 @@ def settle(future: Any, location: Location) -> Any:
             check(location, seen_s=LOOK_EVERY_S / 2)
 
 
-def check_named(error: Exception) -> None:
-    """Raise `ServerUnreachable` if an error names a server that this process has used, and that is silent.
+def lost_behind(error: Exception) -> LakeError | None:
+    """Give `ServerUnreachable` if an error names a server that this process has used, and that is silent.
 
     For libraries that have as many words for a lost server as there are moments to lose it in.
     """
@@ -114,7 +114,8 @@ def check_named(error: Exception) -> None:
         named = [endpoint for endpoint in _watched.values() if endpoint.rstrip("/") in text]
     for endpoint in named:
         if (problem := silent(endpoint)) is not None:
-            raise ServerUnreachable(f"{endpoint} does not answer: {problem}; {text}", fix=_FIX) from error
+            return ServerUnreachable(f"{endpoint} does not answer: {problem}; {text}", fix=_FIX)
+    return None
 
 
 def gone(location: Location, why: str) -> LakeError:

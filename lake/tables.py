@@ -279,7 +279,8 @@ def collect(rows: pl.LazyFrame) -> pl.DataFrame:
     try:
         return rows.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        reach.check_named(error)
+        if (told := reach.lost_behind(error)) is not None:
+            raise told from error
         raise
 
 

@@ -53,9 +53,7 @@ class Spare:
     def ensure(self, needed: int, *, giving: bool) -> None:
         """See by writing them that there are `needed` bytes, `giving` up what it takes; `OSError` if there are not."""
         folder = self._path.parent
-        if not self._quota and free_below(folder)[1] > _FAR:  # trying costs ten times as much as asking
-            return
-        if not refusal(folder, needed):
+        if self._far_from_full() or not refusal(folder, needed):
             return
         sync_file_system(folder)  # btrfs counts what was removed until then
         while code := refusal(folder, needed):
@@ -69,10 +67,12 @@ class Spare:
         btrfs counts what writing takes beside the bytes only then: room that `ensure` has seen would be gone.
         """
         folder = self._path.parent
-        if not self._quota and free_below(folder)[1] > _FAR:
-            return
-        if refusal(folder, _EASY * needed):
+        if not self._far_from_full() and refusal(folder, _EASY * needed):
             sync_file_system(folder)
+
+    def _far_from_full(self) -> bool:
+        """Ask, where that tells: trying costs ten times as much."""
+        return not self._quota and free_below(self._path.parent)[1] > _FAR
 
     def keep_again(self) -> None:
         """Set aside again what was given up here, once the disk has plenty."""
